@@ -1,0 +1,17 @@
+"""Django's hook for the app."""
+
+from django.apps import AppConfig
+
+
+class AuditLoggingConfig(AppConfig):
+    """The app's name, and its start-up checks."""
+
+    name = "audit_logging"
+    verbose_name = "Capture"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from . import checks  # noqa: F401
+        from .conf import conf
+
+        conf.enforce()

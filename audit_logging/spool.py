@@ -1,0 +1,450 @@
+"""The durable local queue: one SQLite file in WAL mode, shared by every process of a host.
+
+One implementation serves the capture spool, the delivery spool, the publisher's spool, the
+embedded Celery broker and the embedded event log. A file holds named *streams*; a stream is a
+sequence of records with offsets 0, 1, 2 … that are never used twice, as in a Kafka partition.
+
+What it promises:
+
+- :meth:`DurableQueue.append` returns when the records are on disk (``synchronous=FULL``); a
+  process killed at any byte leaves all of an append or none of it.
+- It is bounded: an append that would pass `max_bytes` raises :class:`SpoolFull`.
+- Consumers that share a stream *lease* records, so that two do not work on the same one; a lease
+  that its owner did not settle runs out, and the record is handed out again (at least once).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .exceptions import SpoolFull, SpoolUnavailable
+
+#: Header name and value; a value is bytes of unknown quality, or None.
+Header = tuple[str, bytes | None]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS stream (
+    name TEXT PRIMARY KEY,
+    next_offset INTEGER NOT NULL,
+    low_offset INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    records INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS record (
+    stream TEXT NOT NULL,
+    offset INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL,
+    key BLOB,
+    value BLOB NOT NULL,
+    headers TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    leased_until REAL NOT NULL DEFAULT 0,
+    lease TEXT,
+    attempts INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX IF NOT EXISTS record_position ON record (stream, offset);
+"""
+
+_COLUMNS = "offset, timestamp, key, value, headers, attempts, lease"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a queue or an event log.
+
+    :ivar value: the payload.
+    :ivar key: decides the partition, or None.
+    :ivar headers: (name, bytes) pairs in order; names may repeat.
+    :ivar timestamp: epoch microseconds; 0 lets the log set the time of the append.
+    """
+
+    value: bytes
+    key: bytes | None = None
+    headers: tuple[Header, ...] = ()
+    timestamp: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes this record counts for against limits."""
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.value) + len(self.key or b"") + headers + 32
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord(Record):
+    """A record that has a place.
+
+    :ivar offset: its place in the stream.
+    :ivar attempts: how often it was leased.
+    :ivar lease: the token of the lease it was handed out under, if any.
+    """
+
+    offset: int = 0
+    attempts: int = 0
+    lease: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """How full a stream is. `oldest` is epoch microseconds of its first record, or None."""
+
+    records: int = 0
+    bytes: int = 0
+    oldest: int | None = None
+
+
+@dataclass
+class _Connections(threading.local):
+    pid: int = 0
+    connection: sqlite3.Connection | None = None
+
+
+class DurableQueue:
+    """Named streams of records in one SQLite file.
+
+    Safe for threads and processes; connections are made per thread and never cross a fork.
+
+    :param path: the file; its folder is made on first use.
+    :param max_bytes: bound over all streams, or None. The bound is on records' bytes.
+    :param clock: returns epoch seconds.
+    :param timeout: seconds to wait for another process's write.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        max_bytes: int | None = None,
+        clock: Callable[[], float] = time.time,
+        timeout: float = 5.0,
+    ) -> None:
+        self.path = Path(path)
+        self.max_bytes = max_bytes
+        self._clock = clock
+        self._timeout = timeout
+        self._local = _Connections()
+
+    def __repr__(self) -> str:
+        return f"DurableQueue({str(self.path)!r})"
+
+    # -- producing ------------------------------------------------------------------------
+
+    def append(self, stream: str, records: Sequence[Record]) -> range:
+        """Store `records` at the end of `stream`, durably; return their offsets.
+
+        :raises SpoolFull: the records would pass `max_bytes`; none was stored.
+        :raises SpoolUnavailable: the disk or the file failed; none was stored.
+        """
+        if not records:
+            return range(0)
+        now = int(self._clock() * 1_000_000)
+        size = sum(record.size for record in records)
+        with self._write() as connection:
+            if self.max_bytes is not None:
+                (used,) = connection.execute(
+                    "SELECT coalesce(sum(bytes), 0) FROM stream"
+                ).fetchone()
+                if used + size > self.max_bytes:
+                    raise SpoolFull(
+                        f"{self.path.name} holds {used:,} of {self.max_bytes:,} bytes; "
+                        f"{size:,} more do not fit."
+                    )
+            connection.execute(
+                "INSERT INTO stream VALUES (?, 0, 0, 0, 0) ON CONFLICT DO NOTHING", (stream,)
+            )
+            (start,) = connection.execute(
+                "SELECT next_offset FROM stream WHERE name = ?", (stream,)
+            ).fetchone()
+            connection.executemany(
+                "INSERT INTO record (stream, offset, timestamp, key, value, headers, size)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        stream,
+                        start + index,
+                        record.timestamp or now,
+                        record.key,
+                        record.value,
+                        _dump_headers(record.headers),
+                        record.size,
+                    )
+                    for index, record in enumerate(records)
+                ),
+            )
+            connection.execute(
+                "UPDATE stream SET next_offset = next_offset + ?, bytes = bytes + ?,"
+                " records = records + ? WHERE name = ?",
+                (len(records), size, len(records), stream),
+            )
+        return range(start, start + len(records))
+
+    # -- reading by position --------------------------------------------------------------
+
+    def read(
+        self, stream: str, start: int, *, max_records: int = 1000, max_bytes: int = 16 << 20
+    ) -> list[StoredRecord]:
+        """Return records from offset `start` on, in order, without leasing them.
+
+        Stops before `max_bytes` is passed, but returns one record at least if there is one.
+        """
+        rows = self._reader().execute(
+            f"SELECT {_COLUMNS} FROM record WHERE stream = ? AND offset >= ?"  # noqa: S608
+            " ORDER BY offset LIMIT ?",
+            (stream, start, max_records),
+        )
+        return _take(rows, max_bytes)
+
+    def watermarks(self, stream: str) -> tuple[int, int]:
+        """Return (low, high): the first offset still kept, and the next one to be given."""
+        row = (
+            self._reader()
+            .execute("SELECT low_offset, next_offset FROM stream WHERE name = ?", (stream,))
+            .fetchone()
+        )
+        return (row[0], row[1]) if row else (0, 0)
+
+    def offset_at(self, stream: str, timestamp: int) -> int:
+        """Return the first offset whose record is at or after `timestamp` (epoch micros)."""
+        row = (
+            self._reader()
+            .execute(
+                "SELECT offset FROM record WHERE stream = ? AND timestamp >= ?"
+                " ORDER BY offset LIMIT 1",
+                (stream, timestamp),
+            )
+            .fetchone()
+        )
+        return row[0] if row else self.watermarks(stream)[1]
+
+    def trim(self, stream: str, before: int) -> int:
+        """Forget the records before offset `before`; return how many there were."""
+        with self._write() as connection:
+            count, size = connection.execute(
+                "SELECT count(*), coalesce(sum(size), 0) FROM record"
+                " WHERE stream = ? AND offset < ?",
+                (stream, before),
+            ).fetchone()
+            connection.execute(
+                "DELETE FROM record WHERE stream = ? AND offset < ?", (stream, before)
+            )
+            connection.execute(
+                "UPDATE stream SET bytes = bytes - ?, records = records - ?,"
+                " low_offset = max(low_offset, min(?, next_offset)) WHERE name = ?",
+                (size, count, before, stream),
+            )
+        return count
+
+    # -- consuming by lease ---------------------------------------------------------------
+
+    def lease(
+        self,
+        stream: str,
+        *,
+        seconds: float,
+        owner: str,
+        max_records: int = 100,
+        max_bytes: int = 16 << 20,
+    ) -> list[StoredRecord]:
+        """Hand out the oldest records that nobody holds, for `seconds`, in order.
+
+        :param owner: who takes them; with the attempt it makes the lease's token, which
+            :meth:`settle` and :meth:`release` want back, so that an owner whose lease ran out
+            cannot settle what somebody else now holds.
+        """
+        now = self._clock()
+        # Looking first without the write lock keeps idle pollers from blocking the writers.
+        if not self._leasable(self._reader(), stream, now, 1, max_bytes):
+            return []
+        with self._write() as connection:
+            taken = self._leasable(connection, stream, now, max_records, max_bytes)
+            token = f"{owner}:{time.monotonic_ns()}"
+            connection.executemany(
+                "UPDATE record SET leased_until = ?, lease = ?, attempts = attempts + 1"
+                " WHERE stream = ? AND offset = ?",
+                [(now + seconds, token, stream, record.offset) for record in taken],
+            )
+        return [
+            StoredRecord(
+                value=record.value,
+                key=record.key,
+                headers=record.headers,
+                timestamp=record.timestamp,
+                offset=record.offset,
+                attempts=record.attempts + 1,
+                lease=token,
+            )
+            for record in taken
+        ]
+
+    def _leasable(
+        self,
+        connection: sqlite3.Connection,
+        stream: str,
+        now: float,
+        max_records: int,
+        max_bytes: int,
+    ) -> list[StoredRecord]:
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM record WHERE stream = ? AND leased_until <= ?"  # noqa: S608
+            " ORDER BY offset LIMIT ?",
+            (stream, now, max_records),
+        )
+        return _take(rows, max_bytes)
+
+    def settle(self, stream: str, records: Iterable[StoredRecord]) -> int:
+        """Remove records that are done with; return how many were still ours to remove."""
+        removed = size = 0
+        with self._write() as connection:
+            for record in records:
+                row = connection.execute(
+                    "DELETE FROM record WHERE stream = ? AND offset = ? AND lease IS ?"
+                    " RETURNING size",
+                    (stream, record.offset, record.lease),
+                ).fetchone()
+                if row:
+                    removed += 1
+                    size += row[0]
+            connection.execute(
+                "UPDATE stream SET bytes = bytes - ?, records = records - ?,"
+                " low_offset = coalesce((SELECT min(offset) FROM record WHERE stream = ?),"
+                " next_offset) WHERE name = ?",
+                (size, removed, stream, stream),
+            )
+        return removed
+
+    def release(self, stream: str, records: Iterable[StoredRecord], delay: float = 0.0) -> None:
+        """Give leased records back, to be handed out again after `delay` seconds."""
+        until = self._clock() + delay if delay else 0.0
+        with self._write() as connection:
+            connection.executemany(
+                "UPDATE record SET leased_until = ?, lease = NULL"
+                " WHERE stream = ? AND offset = ? AND lease IS ?",
+                [(until, stream, record.offset, record.lease) for record in records],
+            )
+
+    # -- looking --------------------------------------------------------------------------
+
+    def streams(self) -> list[str]:
+        """Names of all streams that were ever written."""
+        return [
+            name
+            for (name,) in self._reader().execute("SELECT name FROM stream ORDER BY name")
+        ]
+
+    def stats(self, stream: str) -> StreamStats:
+        """How full `stream` is."""
+        reader = self._reader()
+        row = reader.execute(
+            "SELECT records, bytes FROM stream WHERE name = ?", (stream,)
+        ).fetchone()
+        if row is None:
+            return StreamStats()
+        oldest = reader.execute(
+            "SELECT timestamp FROM record WHERE stream = ? ORDER BY offset LIMIT 1", (stream,)
+        ).fetchone()
+        return StreamStats(row[0], row[1], oldest[0] if oldest else None)
+
+    def used_bytes(self) -> int:
+        """Bytes of all records in the file."""
+        (used,) = self._reader().execute("SELECT coalesce(sum(bytes), 0) FROM stream").fetchone()
+        return used
+
+    def close(self) -> None:
+        """Close this thread's connection; other threads open a new one at their next call."""
+        local = self._local
+        if local.connection is not None and local.pid == os.getpid():
+            local.connection.close()
+        local.connection = None
+
+    # -- connections ----------------------------------------------------------------------
+
+    def _reader(self) -> sqlite3.Connection:
+        try:
+            return self._connection()
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolUnavailable(f"{self.path}: {error}") from error
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolUnavailable(f"{self.path}: {error}") from error
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            try:
+                connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                # A full disk may have rolled back already.
+                pass
+            if isinstance(error, sqlite3.Error):
+                raise SpoolUnavailable(f"{self.path}: {error}") from error
+            raise
+
+    def _connection(self) -> sqlite3.Connection:
+        local = self._local
+        if local.connection is not None and local.pid == os.getpid():
+            return local.connection
+        # A connection inherited through fork is left alone: closing it here would drop the
+        # parent's POSIX locks.
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(_SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
+        local.pid = os.getpid()
+        local.connection = connection
+        return connection
+
+
+def _take(rows: Iterable[tuple], max_bytes: int) -> list[StoredRecord]:
+    taken: list[StoredRecord] = []
+    size = 0
+    for offset, timestamp, key, value, headers, attempts, lease in rows:
+        record = StoredRecord(
+            value=value,
+            key=key,
+            headers=_load_headers(headers),
+            timestamp=timestamp,
+            offset=offset,
+            attempts=attempts,
+            lease=lease,
+        )
+        size += record.size
+        if taken and size > max_bytes:
+            break
+        taken.append(record)
+    return taken
+
+
+def _dump_headers(headers: Sequence[Header]) -> str:
+    # Latin-1 maps every byte to one character and back: no byte is lost.
+    return json.dumps(
+        [[name, None if value is None else value.decode("latin-1")] for name, value in headers]
+    ) if headers else ""
+
+
+def _load_headers(text: str) -> tuple[Header, ...]:
+    if not text:
+        return ()
+    return tuple(
+        (name, None if value is None else value.encode("latin-1"))
+        for name, value in json.loads(text)
+    )

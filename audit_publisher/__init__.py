@@ -1,0 +1,1 @@
+"""The publisher: verify, validate, encode and append audit events to a durable event log."""

@@ -1,0 +1,108 @@
+"""The event log's contract: a partitioned, durable, append-only log of records.
+
+Kafka is the production backend, a local SQLite file the embedded one; both pass the suite in
+``tests/contracts/eventlog.py`` unchanged. One instance is one *region*.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from audit_logging.spool import Record, StoredRecord
+
+from ..exceptions import EventLogError
+
+__all__ = ["EventLog", "Limits", "Receipt", "Record", "StoredRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one :meth:`EventLog.read` may return.
+
+    :ivar max_records: records at most.
+    :ivar max_bytes: bytes of records at most; one record is returned even if it is larger.
+    :ivar timeout: seconds to wait for the first record; 0 looks once.
+    """
+
+    max_records: int = 10_000
+    max_bytes: int = 32 << 20
+    timeout: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one appended record.
+
+    :ivar partition: where it is, or -1 when it failed.
+    :ivar offset: its offset there, or -1 when it failed.
+    :ivar error: None when the record is durable; otherwise why it is not (or may not be):
+        :class:`~audit_publisher.exceptions.RegionUnavailable` (try another region),
+        :class:`~audit_publisher.exceptions.RecordRejected` (no region will take it) or
+        :class:`~audit_publisher.exceptions.Backpressure` (try again later).
+    """
+
+    partition: int = -1
+    offset: int = -1
+    error: EventLogError | None = None
+
+
+class EventLog(ABC):
+    """One region of the event log. Thread-safe; made per process, never shared across a fork."""
+
+    #: The region's name: ``primary`` or ``secondary``.
+    region: str
+
+    @abstractmethod
+    def append(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        """Append `records`; return one receipt each, in order, when every fate is known.
+
+        Records with the same key go to the same partition, in order. Never raises for a record's
+        fate; that is in its receipt.
+        """
+
+    @abstractmethod
+    def ensure_topic(self, topic: str, partitions: int) -> None:
+        """Make `topic` with `partitions` if it does not exist.
+
+        :raises RegionUnavailable: the region does not answer.
+        """
+
+    @abstractmethod
+    def partitions(self, topic: str) -> int:
+        """Return the number of partitions of `topic`.
+
+        :raises UnknownTopic: there is no such topic.
+        :raises RegionUnavailable: the region does not answer.
+        """
+
+    @abstractmethod
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return (low, high): the first offset still kept, and the next one to be written."""
+
+    @abstractmethod
+    def read(
+        self, topic: str, partition: int, start: int, limits: Limits
+    ) -> list[StoredRecord]:
+        """Return records from offset `start` on, in order; empty when there are none yet.
+
+        :raises OffsetOutOfRange: `start` is below the low or above the high watermark.
+        """
+
+    @abstractmethod
+    def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """Return the first offset at or after `timestamp` (epoch micros); the high watermark
+        when there is none."""
+
+    @abstractmethod
+    def commit(self, group: str, topic: str, partition: int, offset: int) -> None:
+        """Publish `offset` (the next to be read) for lag tools; our own progress is elsewhere."""
+
+    @abstractmethod
+    def committed(self, group: str, topic: str, partition: int) -> int | None:
+        """Return what :meth:`commit` last stored, or None."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and let go of connections; safe to call twice."""

@@ -1,0 +1,74 @@
+"""What can go wrong in the publisher, split by what the caller does about it.
+
+PublisherError
+├── EventLogError
+│   ├── RegionUnavailable    try the next region, then the spool
+│   │   └── UnknownTopic     the same, and tell the operator the topic's name
+│   ├── RecordRejected       no region will take it: refuse the event for good
+│   │   └── RecordTooLarge   refuse with 413
+│   ├── Backpressure         refuse for now (429), or spool
+│   └── OffsetOutOfRange     a reader's position is gone: report it, never skip in silence
+├── RegistryError
+│   ├── RegistryUnavailable  go on with schemas already known
+│   └── SchemaIncompatible   refuse to start: the new schema breaks readers
+└── StorageExhausted         no durable place takes the event: 503
+"""
+
+from __future__ import annotations
+
+
+class PublisherError(Exception):
+    """Base of every error this app raises on purpose."""
+
+
+class EventLogError(PublisherError):
+    """One region of the event log did not do as asked."""
+
+
+class RegionUnavailable(EventLogError):
+    """The region does not answer, or refuses all that we send; another may take it."""
+
+
+class UnknownTopic(RegionUnavailable):
+    """The topic does not exist in this region."""
+
+
+class RecordRejected(EventLogError):
+    """The record itself is refused; no region will take it."""
+
+
+class RecordTooLarge(RecordRejected):
+    """The record is larger than the event log takes; see MAX_EVENT_BYTES."""
+
+
+class Backpressure(EventLogError):
+    """Too much is in flight; the same record may be sent again later."""
+
+
+class OffsetOutOfRange(EventLogError):
+    """The wanted offset is no longer, or not yet, in the log.
+
+    :ivar low: the first offset still kept.
+    :ivar high: the next offset to be written.
+    """
+
+    def __init__(self, message: str, low: int, high: int) -> None:
+        super().__init__(message)
+        self.low = low
+        self.high = high
+
+
+class RegistryError(PublisherError):
+    """The schema registry did not do as asked."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The schema registry does not answer."""
+
+
+class SchemaIncompatible(RegistryError):
+    """The registry refuses the schema: it would break readers of older data."""
+
+
+class StorageExhausted(PublisherError):
+    """Neither a region nor the spool takes the event."""

@@ -1,0 +1,1 @@
+"""The runnable project: the embedded system by default, production by environment variables."""

@@ -1,0 +1,100 @@
+"""The project's own environment variables: what Django's settings are built from."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from audit_logging.options import AppSettings, option
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+_DATABASE_SCHEMES = ("sqlite", "postgresql", "postgres")
+_BROKER_SCHEMES = ("durable", "redis", "rediss", "amqp", "amqps", "memory")
+
+
+def _scheme(*allowed: str):
+    def check(value: str) -> None:
+        scheme = urlsplit(value).scheme
+        if value and scheme not in allowed:
+            raise ValueError(f"{scheme or value!r} is not supported. Use one of {allowed}.")
+
+    return check
+
+
+class ProjectSettings(AppSettings):
+    """Options of the runnable project."""
+
+    prefix = "AUDIT"
+    foreign_prefixes = ("AUDIT_LOGGING_", "AUDIT_PUBLISHER_", "AUDIT_SINK_", "AUDIT_TEST_")
+    in_django_settings = False
+    about = (
+        "What the publisher, the sink and the admin are built from. "
+        "Environment variables only: Django's settings are made of them."
+    )
+
+    DATA_DIR: Path = option(
+        lambda: BASE_DIR / "var",
+        "Where the embedded system keeps everything: databases, event log, spools, buckets, keys.",
+        default_text="var/ in the checkout",
+    )
+    DEBUG: bool = option(False, "Django's debug pages. Never in production.")
+    SECRET_KEY_FILE: Path | None = option(
+        None,
+        "File that holds Django's secret key, for example a mounted secret. Without it a key is "
+        "made once and kept in DATA_DIR, readable by the owner alone.",
+    )
+    ALLOWED_HOSTS: tuple[str, ...] = option(
+        ("127.0.0.1", "localhost", "[::1]"), "Host names this installation answers to."
+    )
+    CSRF_TRUSTED_ORIGINS: tuple[str, ...] = option(
+        (), "Origins, with scheme, that may post to the admin through a proxy."
+    )
+    SECURE_COOKIES: bool = option(
+        False, "Send session and CSRF cookies over TLS alone. On wherever there is TLS."
+    )
+    DATABASE_URL: str = option(
+        "",
+        "Django's database, which holds flags, topics, sites and the sink's ledger: "
+        "`postgresql://user:password@host:5432/name`. Empty: SQLite in DATA_DIR.",
+        validate=_scheme(*_DATABASE_SCHEMES),
+    )
+    BROKER_URL: str = option(
+        "",
+        "Celery's broker: `redis://…`, `amqp://…`, or `durable:///path/broker.sqlite3`, which "
+        "needs no server. Empty: durable, in DATA_DIR.",
+        validate=_scheme(*_BROKER_SCHEMES),
+    )
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = option(
+        "INFO", "Level of this project's own loggers."
+    )
+
+    def database_url(self) -> str:
+        """DATABASE_URL, or the embedded database."""
+        return self.DATABASE_URL or f"sqlite:///{self.DATA_DIR.absolute()}/audit.sqlite3"
+
+    def broker_url(self) -> str:
+        """BROKER_URL, or the embedded broker."""
+        return self.BROKER_URL or f"durable://{self.DATA_DIR.absolute()}/broker.sqlite3"
+
+    def secret_key(self) -> str:
+        """Django's secret key, from its file; made on first use when none is configured."""
+        path = self.SECRET_KEY_FILE or self.DATA_DIR / "secret_key"
+        if self.SECRET_KEY_FILE is None and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            temporary.touch(mode=0o600)
+            temporary.write_text(secrets.token_urlsafe(50))
+            try:
+                # Create-only: of two processes that start together, one key wins.
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+        return path.read_text().strip()
+
+
+environment = ProjectSettings()
