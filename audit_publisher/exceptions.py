@@ -10,7 +10,10 @@ PublisherError
 │   └── OffsetOutOfRange     a reader's position is gone: report it, never skip in silence
 ├── RegistryError
 │   ├── RegistryUnavailable  go on with schemas already known
-│   └── SchemaIncompatible   refuse to start: the new schema breaks readers
+│   ├── SchemaIncompatible   refuse to start: the new schema breaks readers
+│   └── UnknownSchema        no such schema id: a record that names it is poison
+├── CodecError               the bytes are not a framed record: poison
+├── InvalidEvent             refuse the event for good, naming the field (422)
 └── StorageExhausted         no durable place takes the event: 503
 """
 
@@ -68,6 +71,27 @@ class RegistryUnavailable(RegistryError):
 
 class SchemaIncompatible(RegistryError):
     """The registry refuses the schema: it would break readers of older data."""
+
+
+class UnknownSchema(RegistryError):
+    """The registry has no schema of this id."""
+
+
+class CodecError(PublisherError):
+    """The bytes are not a record in Confluent framing, or do not fit their schema."""
+
+
+class InvalidEvent(PublisherError):
+    """The event breaks the contract.
+
+    :ivar field: the field's name, or "" for the event as a whole.
+    :ivar reason: what is wrong with it, without its value.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
 
 
 class StorageExhausted(PublisherError):

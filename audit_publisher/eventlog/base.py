@@ -82,9 +82,7 @@ class EventLog(ABC):
         """Return (low, high): the first offset still kept, and the next one to be written."""
 
     @abstractmethod
-    def read(
-        self, topic: str, partition: int, start: int, limits: Limits
-    ) -> list[StoredRecord]:
+    def read(self, topic: str, partition: int, start: int, limits: Limits) -> list[StoredRecord]:
         """Return records from offset `start` on, in order; empty when there are none yet.
 
         :raises OffsetOutOfRange: `start` is below the low or above the high watermark.

@@ -1,0 +1,104 @@
+"""The event log's regions: which there are, and this process's connection to each."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.signals import setting_changed
+
+from ..conf import PublisherSettings, conf
+from .base import EventLog, Limits, Receipt, Record, StoredRecord
+
+__all__ = [
+    "EventLog",
+    "Limits",
+    "Receipt",
+    "Record",
+    "StoredRecord",
+    "close_regions",
+    "get_region",
+    "open_region",
+    "region_names",
+]
+
+#: Largest record that a region takes (SPEC of the producer: 10 MB).
+MAX_RECORD_BYTES = 10_000_000
+
+_lock = threading.Lock()
+_regions: dict[str, EventLog] = {}
+_pid = os.getpid()
+
+
+def region_names() -> tuple[str, ...]:
+    """Names of the configured regions, in the order they are tried."""
+    return tuple(conf.region_urls())
+
+
+def get_region(name: str) -> EventLog:
+    """Return this process's event log for region `name`; made at first use and kept.
+
+    :raises KeyError: no region of that name is configured.
+    """
+    global _pid, _lock
+    if _pid != os.getpid():
+        # What the parent made is the parent's: its threads and sockets are not here.
+        _regions.clear()
+        _lock = threading.Lock()
+        _pid = os.getpid()
+    region = _regions.get(name)
+    if region is None:
+        with _lock:
+            region = _regions.get(name)
+            if region is None:
+                region = _regions[name] = open_region(name, conf.region_urls()[name])
+    return region
+
+
+def open_region(name: str, url: str) -> EventLog:
+    """Return a new event log for `url` (``local:///path`` or ``kafka://host:port,…``)."""
+    parts = urlsplit(url)
+    if parts.scheme == "local":
+        from .local import LocalEventLog
+
+        return LocalEventLog(
+            name,
+            parts.path,
+            create_partitions=conf.TOPIC_PARTITIONS,
+            max_record_bytes=MAX_RECORD_BYTES,
+            retention_seconds=conf.LOCAL_RETENTION_HOURS * 3600,
+            retention_bytes=conf.LOCAL_RETENTION_BYTES,
+        )
+    from .kafka import KafkaEventLog, load_properties
+
+    properties_file = conf.KAFKA_CONFIG_FILE
+    if name == "secondary" and conf.SECONDARY_KAFKA_CONFIG_FILE is not None:
+        properties_file = conf.SECONDARY_KAFKA_CONFIG_FILE
+    return KafkaEventLog(
+        name,
+        parts.netloc,
+        properties=load_properties(properties_file),
+        delivery_timeout=conf.DELIVERY_TIMEOUT,
+        linger=conf.LINGER,
+        max_queued_bytes=conf.MAX_QUEUED_BYTES,
+        max_record_bytes=MAX_RECORD_BYTES,
+        replication=conf.TOPIC_REPLICATION,
+    )
+
+
+def close_regions() -> None:
+    """Flush and forget this process's regions; the next use opens them again."""
+    with _lock:
+        for region in _regions.values():
+            region.close()
+        _regions.clear()
+
+
+def _reconfigure(*, setting: str, **kwargs: Any) -> None:
+    if setting == PublisherSettings.prefix:
+        close_regions()
+
+
+setting_changed.connect(_reconfigure)

@@ -1,0 +1,74 @@
+"""Names that travel between tiers: topics, record keys, and the headers in their many spellings."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+#: What Kafka's Connect and this project call the topic of records that cannot be used.
+DEAD_LETTER_SUFFIX = "_DLQ"
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+#: What no name or header of an event may contain.
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_topic_name(name: str) -> None:
+    """Raise ValueError, with a sentence, unless `name` can be a topic of audit events."""
+    if not _TOPIC.fullmatch(name) or name in {".", ".."}:
+        raise ValueError(
+            f"{name!r} is not a topic name. Use up to 249 of the characters A-Z a-z 0-9 . _ -"
+        )
+    if name.upper().endswith(DEAD_LETTER_SUFFIX):
+        raise ValueError(
+            f"{name!r} ends in {DEAD_LETTER_SUFFIX}, which names the topic of unusable records. "
+            "Use another name."
+        )
+    if len(name) > 249 - len(DEAD_LETTER_SUFFIX):
+        raise ValueError(
+            f"The name leaves no room for its dead-letter topic ({DEAD_LETTER_SUFFIX}). "
+            "Use a shorter one."
+        )
+
+
+def check_region_url(url: str) -> None:
+    """Raise ValueError, with a sentence, unless `url` names an event log."""
+    if not url:
+        return
+    parts = urlsplit(url)
+    if parts.scheme == "local":
+        if parts.netloc or not parts.path.strip("/"):
+            raise ValueError(f"{url!r} names no file. Use local:///absolute/path.sqlite3")
+    elif parts.scheme == "kafka":
+        for server in parts.netloc.split(","):
+            host, _, port = server.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"{server!r} is not host:port. Use kafka://host:9092,host:9092")
+        if parts.path.strip("/") or parts.query:
+            raise ValueError(
+                f"{url!r} has something after its servers. Topics are set by DEFAULT_TOPIC, "
+                "properties by KAFKA_CONFIG_FILE."
+            )
+    else:
+        raise ValueError(
+            f"{parts.scheme or url!r} is not an event log. Use kafka://host:9092 or local:///path"
+        )
+
+
+def check_registry_url(url: str) -> None:
+    """Raise ValueError, with a sentence, unless `url` can be a schema registry."""
+    if not url:
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{url!r} is not a registry's address. Use http(s)://host:port/path")
+    if parts.username or parts.password:
+        raise ValueError("It holds a password. Put user:password into REGISTRY_CREDENTIALS_FILE.")
+
+
+def header_key(name: str) -> str:
+    """The one spelling under which variants of a header's name meet.
+
+    ``WM_CONSUMER.ID``, ``WM-CONSUMER.ID`` and ``wm-consumer-id`` are the same header.
+    """
+    return name.strip().lower().replace("_", "-").replace(".", "-")

@@ -1,0 +1,292 @@
+"""The schema registry: which id a schema has, and which schema an id means.
+
+Every schema and id ever seen is kept on disk, so that a registry that is down stops nothing that
+is known, not even after a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import threading
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from django.core.signals import setting_changed
+
+from .compatibility import backward_problems
+from .conf import PublisherSettings, conf
+from .exceptions import RegistryError, RegistryUnavailable, SchemaIncompatible, UnknownSchema
+
+
+class Registry(ABC):
+    """Schemas by id. Thread-safe."""
+
+    @abstractmethod
+    def register(self, subject: str, schema_text: str) -> int:
+        """Return the id of `schema_text` under `subject`, registering it when it is new.
+
+        :raises SchemaIncompatible: it cannot read what the subject's last schema wrote.
+        :raises RegistryUnavailable: the registry does not answer, and the id is not known.
+        """
+
+    @abstractmethod
+    def schema(self, schema_id: int) -> str:
+        """Return the schema with this id, as JSON text.
+
+        :raises UnknownSchema: there is none.
+        :raises RegistryUnavailable: the registry does not answer, and the id is not known.
+        """
+
+    def close(self) -> None:  # noqa: B027  (a folder has nothing to close)
+        """Let go of connections."""
+
+
+class FolderRegistry(Registry):
+    """The embedded registry: one file per schema, BACKWARD compatibility enforced.
+
+    ``<folder>/<id>.json`` holds ``{"subjects": …}`` for one schema text; the number in the name is
+    taken by creating the file, so that two processes cannot take the same.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._schemas: dict[int, str] = {}
+        self._ids: dict[tuple[str, str], int] = {}
+
+    def register(self, subject: str, schema_text: str) -> int:
+        canonical = _canonical(schema_text)
+        known = self._ids.get((subject, canonical))
+        if known is not None:
+            return known
+        try:
+            return self._register(subject, schema_text, canonical)
+        except OSError as error:
+            raise RegistryUnavailable(f"{self._folder}: {error}") from error
+
+    def _register(self, subject: str, schema_text: str, canonical: str) -> int:
+        while True:
+            entries = self._entries()
+            latest = None
+            for schema_id, entry in entries.items():
+                if entry["subject"] == subject:
+                    if _canonical(entry["schema"]) == canonical:
+                        self._ids[subject, canonical] = schema_id
+                        return schema_id
+                    latest = entry["schema"]
+            if latest is not None:
+                problems = backward_problems(json.loads(schema_text), json.loads(latest))
+                if problems:
+                    raise SchemaIncompatible(
+                        f"Subject {subject} cannot change like this: {'; '.join(problems)}."
+                    )
+            schema_id = max(entries, default=0) + 1
+            text = json.dumps({"subject": subject, "schema": schema_text}, indent=1)
+            if _create(self._folder / f"{schema_id}.json", text):
+                self._ids[subject, canonical] = schema_id
+                return schema_id
+
+    def schema(self, schema_id: int) -> str:
+        if schema_id not in self._schemas:
+            path = self._folder / f"{schema_id}.json"
+            try:
+                self._schemas[schema_id] = json.loads(path.read_text())["schema"]
+            except FileNotFoundError:
+                raise UnknownSchema(f"{self._folder} has no schema {schema_id}.") from None
+            except OSError as error:
+                raise RegistryUnavailable(f"{path}: {error}") from error
+        return self._schemas[schema_id]
+
+    def _entries(self) -> dict[int, dict[str, str]]:
+        found = {}
+        for path in self._folder.glob("*.json"):
+            if path.stem.isdigit():
+                found[int(path.stem)] = json.loads(path.read_text())
+        return dict(sorted(found.items()))
+
+
+class ConfluentRegistry(Registry):
+    """A Confluent-compatible registry over HTTP.
+
+    :param url: base address, under which ``/subjects`` and ``/schemas`` lie.
+    :param cache: folder that keeps what was learned.
+    :param credentials: ``user:password``, or "".
+    :param ca_file: certificate authority, or None for the public ones.
+    :param timeout: seconds for one request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        cache: str | Path,
+        *,
+        credentials: str = "",
+        ca_file: str | Path | None = None,
+        timeout: float = 2.0,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._cache = Path(cache) / hashlib.sha256(self._url.encode()).hexdigest()[:16]
+        self._credentials = credentials
+        self._ca_file = ca_file
+        self._timeout = timeout
+        self._schemas: dict[int, str] = {}
+        self._ids: dict[tuple[str, str], int] = {}
+        self._pool: Any = None
+        self._pid = 0
+
+    def register(self, subject: str, schema_text: str) -> int:
+        canonical = _canonical(schema_text)
+        known = self._ids.get((subject, canonical))
+        if known is not None:
+            return known
+        digest = hashlib.sha256(f"{subject}\n{canonical}".encode()).hexdigest()
+        path = self._cache / f"{digest}.id"
+        try:
+            answer = self._request("POST", f"/subjects/{subject}/versions", {"schema": schema_text})
+            schema_id = int(answer["id"])
+            _keep(path, str(schema_id))
+            _keep(self._cache / f"{schema_id}.avsc", schema_text)
+        except RegistryUnavailable:
+            if not path.exists():
+                raise
+            schema_id = int(path.read_text())
+        self._ids[subject, canonical] = schema_id
+        return schema_id
+
+    def schema(self, schema_id: int) -> str:
+        text = self._schemas.get(schema_id)
+        if text is None:
+            path = self._cache / f"{schema_id}.avsc"
+            try:
+                text = path.read_text()
+            except OSError:
+                text = str(self._request("GET", f"/schemas/ids/{schema_id}")["schema"])
+                _keep(path, text)
+            self._schemas[schema_id] = text
+        return text
+
+    def close(self) -> None:
+        if self._pool is not None and self._pid == os.getpid():
+            self._pool.clear()
+        self._pool = None
+
+    def _request(self, method: str, path: str, body: Any = None) -> Any:
+        import urllib3
+
+        if self._pool is None or self._pid != os.getpid():
+            headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
+            if self._credentials:
+                headers |= urllib3.make_headers(basic_auth=self._credentials)
+            options = {"ca_certs": str(self._ca_file)} if self._ca_file else {}
+            self._pool = urllib3.PoolManager(
+                headers=headers,
+                timeout=urllib3.Timeout(connect=self._timeout, read=self._timeout),
+                retries=False,
+                **options,
+            )
+            self._pid = os.getpid()
+        try:
+            response = self._pool.request(
+                method,
+                self._url + path,
+                body=None if body is None else json.dumps(body).encode(),
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise RegistryUnavailable(
+                f"The schema registry {self._url} does not answer ({type(error).__name__}). "
+                "Check AUDIT_PUBLISHER_REGISTRY_URL."
+            ) from error
+        return self._answer(response.status, response.data)
+
+    def _answer(self, status: int, data: bytes) -> Any:
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = {}
+        said = answer.get("message", "") if isinstance(answer, dict) else ""
+        if status == 409:
+            raise SchemaIncompatible(f"The registry refuses the schema: {said}")
+        if status == 404:
+            raise UnknownSchema(f"{self._url}: {said or 'not found'}")
+        if status == 422:
+            raise RegistryError(f"The registry cannot use the schema: {said}")
+        if status != 200 or not isinstance(answer, dict):
+            # 401 and 403 too: what is already known goes on, and readiness says why.
+            raise RegistryUnavailable(f"{self._url} answered {status}. {said}".strip())
+        return answer
+
+
+_registry: Registry | None = None
+_lock = threading.Lock()
+
+
+def get_registry() -> Registry:
+    """Return this process's registry; made at first use and kept."""
+    global _registry
+    if _registry is None:
+        with _lock:
+            if _registry is None:
+                _registry = open_registry()
+    return _registry
+
+
+def open_registry() -> Registry:
+    """Return a new registry, as configured."""
+    if not conf.REGISTRY_URL:
+        return FolderRegistry(conf.DATA_DIR / "schemas")
+    credentials = ""
+    if conf.REGISTRY_CREDENTIALS_FILE is not None:
+        credentials = conf.REGISTRY_CREDENTIALS_FILE.read_text().strip()
+    return ConfluentRegistry(
+        conf.REGISTRY_URL,
+        conf.DATA_DIR / "schemas",
+        credentials=credentials,
+        ca_file=conf.REGISTRY_CA_FILE,
+        timeout=conf.REGISTRY_TIMEOUT,
+    )
+
+
+def _canonical(schema_text: str) -> str:
+    return json.dumps(json.loads(schema_text), separators=(",", ":"))
+
+
+def _create(path: Path, text: str) -> bool:
+    """Write a file that must not exist yet, whole or not at all; return whether it was ours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a cache file; a disk that is full costs the cache, not the event."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        pass
+
+
+def _reconfigure(*, setting: str, **kwargs: Any) -> None:
+    global _registry
+    if setting == PublisherSettings.prefix:
+        if _registry is not None:
+            _registry.close()
+        _registry = None
+
+
+setting_changed.connect(_reconfigure)

@@ -1,0 +1,170 @@
+"""Where an event goes and what travels beside it: topic, record key, forwarded headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.core.signals import setting_changed
+
+from audit_logging.background import Snapshot
+from audit_logging.spool import Header, Record
+
+from .codec import frame
+from .conf import PublisherSettings, conf
+from .exceptions import InvalidEvent
+from .names import CONTROL, header_key
+from .serializers import LogEvent, to_avro
+
+SITE_HEADER = "wm-site-id"
+CONSUMER_HEADER = "wm_consumer.id"
+REQUEST_ID_HEADER = "request_id"
+
+#: The headers that a record carries, and no others, in these spellings.
+FORWARDED = (
+    CONSUMER_HEADER,
+    "wm_qos.correlation_id",
+    "wm_svc.name",
+    "wm_svc.version",
+    "wm_svc.env",
+    SITE_HEADER,
+    "traceparent",
+)
+_BY_KEY = {header_key(name): name for name in FORWARDED}
+_SITE, _CONSUMER = header_key(SITE_HEADER), header_key(CONSUMER_HEADER)
+
+#: Longest header value that is forwarded, in bytes.
+MAX_HEADER_BYTES = 256
+
+
+class _Routes:
+    """Topic routes as last read: those in force, and every topic there may be records in."""
+
+    def __init__(self, enabled: Mapping[str, str], topics: tuple[str, ...]) -> None:
+        self.enabled = enabled
+        self.topics = topics
+
+
+def _load_routes() -> _Routes:
+    from .models import TopicRoute
+
+    rows = list(
+        TopicRoute.objects.order_by("topic").values_list("service_name", "topic", "enabled")
+    )
+    return _Routes(
+        {service: topic for service, topic, enabled in rows if enabled},
+        tuple(dict.fromkeys(topic for _, topic, _ in rows)),
+    )
+
+
+def _snapshot() -> Snapshot[_Routes]:
+    return Snapshot(
+        _load_routes,
+        initial=_Routes({}, ()),
+        interval=conf.REFRESH_SECONDS,
+        name="audit topic routes",
+        load_first=True,
+    )
+
+
+_routes = _snapshot()
+
+
+def refresh() -> bool:
+    """Read the topic routes now; return whether that worked."""
+    return _routes.refresh()
+
+
+def topic_for(service_name: str) -> str:
+    """The topic of a service's events."""
+    return _routes.get().enabled.get(service_name, conf.DEFAULT_TOPIC)
+
+
+def topics() -> tuple[str, ...]:
+    """Every topic that may hold events: the default one and each route's, also of routes that
+    are switched off, whose topics may still hold unread records."""
+    return tuple(dict.fromkeys((conf.DEFAULT_TOPIC, *_routes.get().topics)))
+
+
+def record_key(service_name: str, endpoint_name: str) -> bytes:
+    """The record's key: one service's endpoint stays in one partition, in order."""
+    return f"{service_name}/{endpoint_name}".encode()
+
+
+def http_headers(meta: Mapping[str, Any]) -> dict[str, str]:
+    """The forwarded headers of an HTTP request, from WSGI's or ASGI's META.
+
+    :raises InvalidEvent: the site header is not text that can be routed by.
+    """
+    found: dict[str, str] = {}
+    for name, raw in meta.items():
+        if not name.startswith("HTTP_"):
+            continue
+        key = header_key(name[5:])
+        if key not in _BY_KEY:
+            continue
+        try:
+            # WSGI decodes the bytes of a header as Latin-1, whatever they are.
+            value = raw.encode("latin-1").decode().strip()
+        except UnicodeError:
+            value = None
+        if value is None or not _forwardable(value):
+            if key == _SITE:
+                raise InvalidEvent(SITE_HEADER, "the header's value is not usable text")
+            continue
+        if value:
+            found[key] = value
+    return found
+
+
+def _forwardable(value: str) -> bool:
+    return not CONTROL.search(value) and len(value.encode()) <= MAX_HEADER_BYTES
+
+
+def to_record(event: LogEvent, http: Mapping[str, str], now: int) -> tuple[str, Record]:
+    """Return the topic and the record of an event.
+
+    :param http: what :func:`http_headers` found in the request that brought the event.
+    :param now: epoch microseconds; the record's timestamp.
+    :raises InvalidEvent: the site it names cannot be routed by.
+    :raises RegistryError: the schema's id is not known, and the registry does not tell it.
+    """
+    own: dict[str, str] = {}
+    for name, value in (event.headers or {}).items():
+        key = header_key(name)
+        if key in _BY_KEY and key not in own:
+            own[key] = value.strip()
+    site = (event.site_id or "").strip() or own.get(_SITE) or http.get(_SITE)
+    if site and not _forwardable(site):
+        where = "site_id" if event.site_id else "headers"
+        raise InvalidEvent(where, "the site id is too long or holds a control character")
+    consumer = (event.consumer_id or "").strip() or own.get(_CONSUMER)
+    values = {**http, **{key: value for key, value in own.items() if value}}
+    values[_SITE] = site or ""
+    values[_CONSUMER] = consumer or http.get(_CONSUMER, "")
+    headers: list[Header] = [
+        (name, values[key].encode())
+        for key, name in _BY_KEY.items()
+        # An odd value stays in the event's own headers; it is only not used for routing.
+        if values.get(key) and _forwardable(values[key])
+    ]
+    request_id = str(event.request_id)
+    headers.append((REQUEST_ID_HEADER, request_id.encode()))
+    topic = topic_for(event.service_name)
+    fields = to_avro(event, site_id=site or None, consumer_id=consumer or None)
+    return topic, Record(
+        value=frame(fields, topic),
+        key=record_key(event.service_name, fields["endpoint_name"]),
+        headers=tuple(headers),
+        timestamp=now,
+    )
+
+
+def _reconfigure(*, setting: str, **kwargs: Any) -> None:
+    global _routes
+    if setting == PublisherSettings.prefix:
+        _routes.stop(0)
+        _routes = _snapshot()
+
+
+setting_changed.connect(_reconfigure)

@@ -1,0 +1,179 @@
+"""The JSON event: its fields, what each may hold, and what is said when one does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from .exceptions import InvalidEvent
+from .names import CONTROL, header_key
+
+BodyState = Literal[
+    "full",
+    "redacted",
+    "truncated",
+    "omitted_size",
+    "omitted_binary",
+    "omitted_parse",
+    "omitted_policy",
+]
+Outcome = Literal["completed", "failed", "disconnected"]
+
+_LONG = 2**63 - 1
+_Size = Annotated[int, Meta(ge=0, le=_LONG)]
+_Name = Annotated[str, Meta(min_length=1, max_length=200)]
+#: What becomes a record header or a column that people filter by.
+_Id = Annotated[str, Meta(max_length=256)]
+
+#: 1970-01-01 and 2200-01-01, in seconds.
+_EARLIEST, _LATEST = 0, 7_258_118_400
+
+
+class LogEvent(msgspec.Struct, gc=False, weakref=False):
+    """One audited HTTP interaction, as clients send it. Unknown fields are ignored."""
+
+    request_id: UUID
+    service_name: _Name
+    endpoint_name: Annotated[str, Meta(max_length=1000)]
+    path: str
+    method: Annotated[str, Meta(min_length=1, max_length=40)]
+    response_code: Annotated[int, Meta(ge=0, le=999)]
+    request_ts: int | float
+    response_ts: int | float
+    request_body: str | None = None
+    response_body: str | None = None
+    error_reason: str | None = None
+    headers: dict[str, str] | None = None
+    trace_id: _Id | None = None
+    consumer_id: _Id | None = None
+    site_id: _Id | None = None
+    user: str | None = None
+    outcome: Outcome | None = None
+    request_size: _Size | None = None
+    response_size: _Size | None = None
+    request_body_state: BodyState | None = None
+    response_body_state: BodyState | None = None
+    producer_epoch: _Id | None = None
+    seq: _Size | None = None
+
+
+_decoder = msgspec.json.Decoder(LogEvent)
+_AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
+
+
+def parse_event(data: bytes | msgspec.Raw) -> LogEvent:
+    """Return the event in one JSON object.
+
+    :raises InvalidEvent: it is JSON, but not a valid event; names the field and the reason.
+    :raises ValueError: it is not JSON.
+    """
+    try:
+        event = _decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from error
+    except RecursionError as error:
+        raise InvalidEvent("", "it is nested too deeply") from error
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+    _check(event)
+    return event
+
+
+def split_array(data: bytes) -> list[msgspec.Raw]:
+    """Return the items of a JSON array, each still as its bytes.
+
+    :raises ValueError: it is not a JSON array.
+    """
+    try:
+        return msgspec.json.decode(data, type=list[msgspec.Raw])
+    except msgspec.ValidationError as error:
+        raise ValueError("The batch is not a JSON array of events.") from error
+    except RecursionError as error:
+        raise ValueError("The batch is nested too deeply.") from error
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
+def request_id_of(data: bytes | msgspec.Raw) -> str | None:
+    """The request_id in something that may not be an event, or None."""
+    try:
+        found = msgspec.json.decode(data, type=_OnlyId).request_id
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, str) and len(found) <= 64 else None
+
+
+class _OnlyId(msgspec.Struct):
+    request_id: Any = None
+
+
+def _explain(message: str) -> InvalidEvent:
+    """Turn msgspec's sentence into the field and the reason."""
+    missing = _MISSING.match(message)
+    if missing:
+        return InvalidEvent(missing["name"], "it is missing")
+    at = _AT.search(message)
+    reason = message[: at.start()] if at else message
+    reason = reason.replace("`", "")
+    if reason.startswith("Invalid enum value"):
+        reason = "it is not one of the values allowed"
+    return InvalidEvent(at["path"] if at else "", reason[:1].lower() + reason[1:])
+
+
+def _check(event: LogEvent) -> None:
+    for name in ("service_name", "endpoint_name", "method", "consumer_id", "site_id", "trace_id"):
+        value = getattr(event, name)
+        if value is not None and CONTROL.search(value):
+            raise InvalidEvent(name, "it holds a control character")
+    for name in ("request_ts", "response_ts"):
+        value = getattr(event, name)
+        # A response may precede its request: clocks step back.
+        if not _EARLIEST <= value <= _LATEST:
+            hint = ": it looks like milliseconds, send seconds" if value > _LATEST else ""
+            raise InvalidEvent(name, f"it is not a time in epoch seconds, 1970 to 2200{hint}")
+
+
+def micros(seconds: int | float) -> int:
+    """Epoch seconds as microseconds. Rounding gives back every microsecond that was sent: a
+    float of this size is off by less than half of one."""
+    return seconds * 1_000_000 if isinstance(seconds, int) else round(seconds * 1_000_000)
+
+
+def header_names(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Event headers with their names in lower case and hyphens; of several spellings the first
+    wins."""
+    found: dict[str, str] = {}
+    for name, value in (headers or {}).items():
+        found.setdefault(name.lower().replace("_", "-"), value)
+    return found
+
+
+def find_header(headers: Mapping[str, str] | None, name: str) -> str | None:
+    """The value of a header in any spelling, or None; `name` as :func:`header_key` gives it."""
+    for candidate, value in (headers or {}).items():
+        if header_key(candidate) == name:
+            return value
+    return None
+
+
+def to_avro(event: LogEvent, *, site_id: str | None, consumer_id: str | None) -> dict[str, Any]:
+    """The event as log_event.avsc has it."""
+    fields = msgspec.structs.asdict(event)
+    fields["request_id"] = str(event.request_id)
+    fields["method"] = event.method.upper()
+    fields["endpoint_name"] = event.endpoint_name.lstrip("/")
+    fields["request_ts"] = micros(event.request_ts)
+    fields["response_ts"] = micros(event.response_ts)
+    fields["headers"] = header_names(event.headers)
+    fields["outcome"] = event.outcome or "completed"
+    fields["request_body_state"] = event.request_body_state or "full"
+    fields["response_body_state"] = event.response_body_state or "full"
+    fields["site_id"] = site_id
+    fields["consumer_id"] = consumer_id
+    return fields
