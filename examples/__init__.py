@@ -1,0 +1,1 @@
+"""A service that uses the audit, and the demo that runs everything around it."""

@@ -1,0 +1,1 @@
+"""`python -m examples.demo`: the whole journey on one machine, from requests to rows."""

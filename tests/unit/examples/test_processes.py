@@ -1,0 +1,178 @@
+"""The demo's supervisor: nothing that it started is ever left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.demo import guardian
+from examples.demo.processes import (
+    ChildDied,
+    DemoError,
+    NotReady,
+    Program,
+    Supervisor,
+    clean_environ,
+    log_says,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def python(name: str, code: str, **rules: object) -> Program:
+    """A program of a few lines of Python."""
+    argv = [sys.executable, "-u", "-S", "-c", textwrap.dedent(code)]
+    return Program(name, argv, dict(os.environ), **rules)  # type: ignore[arg-type]
+
+
+FOREVER = "import time\nprint('up', flush=True)\nwhile True: time.sleep(60)"
+STUBBORN = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FOREVER
+PARENT = (
+    "import subprocess, sys\nsubprocess.Popen([sys.executable, '-S', '-c', "
+    "'import time; time.sleep(600)'])\n" + FOREVER
+)
+
+
+def eventually(condition: Callable[[], bool], patience: float = 15.0) -> bool:
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Supervisor]:
+    with Supervisor(tmp_path) as supervisor:
+        yield supervisor
+
+
+def test_leaving_stops_all_even_what_does_not_want_to(tmp_path: Path) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        for name, code in (("plain", FOREVER), ("stubborn", STUBBORN), ("parent", PARENT)):
+            log = tmp_path / f"{name}.log"
+            supervisor.start(python(name, code, ready=log_says(log, "up"), patience=0.3))
+        supervisor.wait_ready(15, on_ready=lambda name: None)
+        groups = [child.group for child in supervisor.children]
+        assert all(guardian.alive(group) for group in groups)
+    assert eventually(lambda: not any(guardian.alive(group) for group in groups))
+
+
+def test_a_failure_half_way_stops_what_had_started(tmp_path: Path) -> None:
+    groups: list[int] = []
+
+    def start_all() -> None:
+        with Supervisor(tmp_path) as supervisor:
+            groups.append(supervisor.start(python("first", FOREVER)).group)
+            supervisor.start(Program("second", ["/nonexistent/program"], {}))
+
+    with pytest.raises(FileNotFoundError):
+        start_all()
+    assert eventually(lambda: not guardian.alive(groups[0]))
+
+
+def test_the_last_started_is_stopped_first(own: Supervisor) -> None:
+    for name in ("a", "b", "c"):
+        own.start(python(name, FOREVER))
+    order: list[str] = []
+    own.stop(order.append)
+    assert order == ["c", "b", "a"]
+
+
+def test_a_crash_is_noticed_with_the_end_of_its_log(own: Supervisor) -> None:
+    own.start(python("fine", FOREVER))
+    own.start(python("publisher", "print('no such column: seq')\nraise SystemExit(3)"))
+    with pytest.raises(ChildDied, match=r"(?s)publisher ended with 3\..*no such column: seq"):
+        own.until(lambda: False, 15, "never")
+
+
+def test_a_killed_process_is_named_with_its_signal(own: Supervisor) -> None:
+    child = own.start(python("beat", FOREVER))
+    os.killpg(child.group, signal.SIGKILL)
+    with pytest.raises(ChildDied, match="beat was killed by SIGKILL"):
+        own.until(lambda: False, 15, "never")
+
+
+def test_what_is_never_ready_is_named(own: Supervisor) -> None:
+    own.start(python("worker", FOREVER, ready=lambda: False))
+    with pytest.raises(NotReady, match=r"worker was not ready within 0\.2 s"):
+        own.wait_ready(0.2, on_ready=lambda name: None)
+
+
+def test_a_refused_question_is_a_no(own: Supervisor) -> None:
+    answers = iter([ConnectionRefusedError, None])
+
+    def ready() -> bool:
+        error = next(answers)
+        if error:
+            raise error
+        return True
+
+    own.start(python("publisher", FOREVER, ready=ready))
+    names: list[str] = []
+    own.wait_ready(15, on_ready=names.append)
+    assert names == ["publisher"]
+
+
+def test_run_returns_the_output_and_tells_a_failure(own: Supervisor) -> None:
+    assert own.run(python("migrate", "print('done')"), 15) == "done\n"
+    with pytest.raises(DemoError, match=r"(?s)migrate failed:.*locked"):
+        own.run(python("migrate", "raise SystemExit('locked')"), 15)
+    assert own.children == []
+
+
+def test_settings_of_the_audit_in_the_shell_do_not_reach_the_demo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUDIT_DATABASE_URL", "postgresql://production")
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "elsewhere")
+    environ = clean_environ({"AUDIT_DATA_DIR": "/tmp/x"})
+    assert "AUDIT_DATABASE_URL" not in environ
+    assert "DJANGO_SETTINGS_MODULE" not in environ
+    assert environ["AUDIT_DATA_DIR"] == "/tmp/x"
+
+
+#: A demo in small: starts one process, says which, then waits to be ended.
+SMALL_DEMO = """
+import sys, time
+from pathlib import Path
+from examples.demo.processes import Interrupted, Program, Supervisor
+with Supervisor(Path(sys.argv[1])) as supervisor:
+    supervisor.handle_signals()
+    child = supervisor.start(
+        Program("child", [sys.executable, "-S", "-c", "import time; time.sleep(600)"], {})
+    )
+    print(child.group, flush=True)
+    try:
+        time.sleep(600)
+    except Interrupted:
+        print("stopping", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_children_end_with_the_demo_however_it_ends(tmp_path: Path, number: int) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-c", SMALL_DEMO, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    group = int(demo.stdout.readline())
+    assert guardian.alive(group)
+    demo.send_signal(number)
+    rest = demo.stdout.read()
+    demo.wait(15)
+    assert rest == ("" if number == signal.SIGKILL else "stopping\n")
+    assert eventually(lambda: not guardian.alive(group))
