@@ -334,10 +334,7 @@ class DurableQueue:
 
     def streams(self) -> list[str]:
         """Names of all streams that were ever written."""
-        return [
-            name
-            for (name,) in self._reader().execute("SELECT name FROM stream ORDER BY name")
-        ]
+        return [name for (name,) in self._reader().execute("SELECT name FROM stream ORDER BY name")]
 
     def stats(self, stream: str) -> StreamStats:
         """How full `stream` is."""
@@ -436,9 +433,13 @@ def _take(rows: Iterable[tuple], max_bytes: int) -> list[StoredRecord]:
 
 def _dump_headers(headers: Sequence[Header]) -> str:
     # Latin-1 maps every byte to one character and back: no byte is lost.
-    return json.dumps(
-        [[name, None if value is None else value.decode("latin-1")] for name, value in headers]
-    ) if headers else ""
+    return (
+        json.dumps(
+            [[name, None if value is None else value.decode("latin-1")] for name, value in headers]
+        )
+        if headers
+        else ""
+    )
 
 
 def _load_headers(text: str) -> tuple[Header, ...]:

@@ -1,0 +1,53 @@
+"""A circuit breaker: what is known to be down is not asked again until its time has come."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+
+class Breaker:
+    """Closed while all is well; open for a growing, jittered time after each failure.
+
+    When that time is over one try is allowed (half open): its success closes the breaker, its
+    failure opens it for longer.
+
+    :param first: seconds open after the first failure.
+    :param longest: bound on the seconds open.
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        first: float = 0.5,
+        longest: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._first = first
+        self._longest = longest
+        self._clock = clock
+        self._failures = 0
+        self._open_until = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last try worked."""
+        return self._failures == 0
+
+    @property
+    def allows(self) -> bool:
+        """Whether a try may be made now."""
+        return self._failures == 0 or self._clock() >= self._open_until
+
+    def succeeded(self) -> None:
+        """A try worked."""
+        self._failures = 0
+
+    def failed(self, retry_after: float | None = None) -> None:
+        """A try did not work; `retry_after` is what the other side asked for, in seconds."""
+        pause = min(self._longest, self._first * 2 ** min(self._failures, 16))
+        # Jitter, so that many processes do not all come back in the same instant.
+        pause *= 0.5 + random.random()  # noqa: S311
+        self._failures += 1
+        self._open_until = self._clock() + max(pause, retry_after or 0.0)

@@ -1,0 +1,174 @@
+"""Exchange: what the request thread remembers of one interaction, and nothing more.
+
+Everything here runs in the host's request thread: it keeps references and numbers, parses and
+copies nothing, does no I/O, and never raises into the host.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import got_request_exception
+from django.http import HttpRequest
+from django.utils.functional import LazyObject, empty
+
+from .policy import Decision
+from .redaction import is_recordable
+
+#: The status recorded when the caller was gone before there was an answer (nginx's convention).
+CLIENT_CLOSED_REQUEST = 499
+
+_ATTRIBUTE = "_audit_exchange"
+
+
+class Exchange:
+    """One interaction, as seen from the request thread.
+
+    ``started`` is epoch seconds, ``duration`` seconds on the monotonic clock, sizes bytes.
+    """
+
+    __slots__ = (
+        "duration",
+        "error",
+        "max_body_bytes",
+        "meta",
+        "method",
+        "outcome",
+        "path",
+        "producer_epoch",
+        "reason_phrase",
+        "request_body",
+        "request_size",
+        "response_body",
+        "response_encoding",
+        "response_is_file",
+        "response_size",
+        "response_truncated",
+        "response_type",
+        "route",
+        "seq",
+        "started",
+        "started_monotonic",
+        "status",
+        "user",
+        "wants_request_body",
+        "wants_response_body",
+    )
+
+    def __init__(self, request: HttpRequest, decision: Decision) -> None:
+        self.started = time.time()
+        self.started_monotonic = time.perf_counter()
+        self.meta: dict[str, Any] = request.META
+        self.method = request.method
+        self.path = request.path
+        self.wants_request_body = decision.request_body
+        self.wants_response_body = decision.response_body
+        self.max_body_bytes = decision.max_body_bytes
+        self.request_body: bytes | None = None
+        self.request_size = _content_length(self.meta)
+        self.response_body: bytes | None = None
+        self.response_size: int | None = None
+        self.response_is_file = False
+        self.response_truncated = False
+        self.response_type = ""
+        self.response_encoding = ""
+        self.reason_phrase = ""
+        self.route: str | None = None
+        self.status = CLIENT_CLOSED_REQUEST
+        self.outcome = "completed"
+        self.error: str | None = None
+        self.user: str | None = None
+        self.duration = 0.0
+        self.producer_epoch = ""
+        self.seq = 0
+        request.__dict__[_ATTRIBUTE] = self
+
+    @property
+    def size(self) -> int:
+        """Bytes this exchange holds in memory, about."""
+        return 2048 + len(self.request_body or b"") + len(self.response_body or b"")
+
+    def read_request_body(self, request: HttpRequest) -> None:
+        """Read the body before the view does, only where that changes nothing for the view.
+
+        A body of unknown length, of a type that is not recorded, already being read, or larger
+        than the cap or than Django itself allows, is left alone: reading it here could leave the
+        view an empty stream.
+        """
+        size = self.request_size
+        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        if (
+            not size
+            or size > self.max_body_bytes
+            or (limit is not None and size > limit)
+            or not is_recordable(self.meta.get("CONTENT_TYPE", ""))
+            or getattr(request, "_read_started", True)
+        ):
+            return
+        self.request_body = request.body
+
+    def saw_request(self, request: HttpRequest) -> None:
+        """Take what the view left behind: the body it read, the route, the user."""
+        left = request.__dict__.get("_body")
+        if self.wants_request_body and self.request_body is None and left is not None:
+            self.request_size = len(left)
+            if len(left) <= self.max_body_bytes:
+                self.request_body = left
+        match = request.resolver_match
+        self.route = match.route if match is not None else None
+        self.user = _materialised_user(request)
+
+    def ended(self) -> None:
+        """The interaction is over: stop its clock."""
+        self.duration = time.perf_counter() - self.started_monotonic
+
+    def failed(self, error: BaseException) -> None:
+        """The service raised `error`."""
+        self.error = describe(error)
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as one line: its type, and its message if it has one."""
+    try:
+        message = str(error)[:2000]
+    except Exception:
+        message = ""
+    name = type(error).__name__
+    return f"{name}: {message}" if message else name
+
+
+def exchange_of(request: HttpRequest | None) -> Exchange | None:
+    """Return the exchange of `request`, if it has one."""
+    return getattr(request, "__dict__", {}).get(_ATTRIBUTE)
+
+
+def _content_length(meta: dict[str, Any]) -> int | None:
+    try:
+        return max(0, int(meta.get("CONTENT_LENGTH") or 0))
+    except (TypeError, ValueError):
+        return None
+
+
+def _materialised_user(request: HttpRequest) -> str | None:
+    """Return the user's name if the application has resolved it; never cause a query."""
+    user = request.__dict__.get("user")
+    if issubclass(type(user), LazyObject):
+        user = user.__dict__.get("_wrapped", empty)
+    if user is None or user is empty or getattr(user, "is_authenticated", False) is not True:
+        return None
+    name = getattr(user, "get_username", None)
+    return str(name() if callable(name) else getattr(user, "pk", ""))[:256] or None
+
+
+def _remember_exception(sender: Any, request: HttpRequest | None = None, **kwargs: Any) -> None:
+    # Django has turned the error into a response by the time the middleware sees it.
+    exchange = exchange_of(request)
+    error = sys.exc_info()[1]
+    if exchange is not None and error is not None and exchange.error is None:
+        exchange.failed(error)
+
+
+got_request_exception.connect(_remember_exception, dispatch_uid="audit_logging.capture")

@@ -1,0 +1,110 @@
+"""The Celery app of deliveries, for every audited service: ``celery -A audit_logging worker``.
+
+It stands beside the service's own Celery app, if it has one, and never replaces it: it has its
+own broker setting, and is not made the current app.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
+
+from .conf import conf
+
+# The durable local broker is spelled durable:///path in any URL.
+TRANSPORT_ALIASES.setdefault("durable", "audit_logging.broker:Transport")
+
+DELIVER = "audit_logging.deliver"
+
+
+def configure(app: Celery, broker_url: str) -> Celery:
+    """Give `app` what every tier's Celery app has: at-least-once tasks over `broker_url`."""
+    app.conf.update(
+        broker_url=broker_url,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=transport_options(broker_url),
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        # A task is acknowledged when it is done, so that a killed worker loses none.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        # Broadcasts need a broker that fans out; nothing here uses them.
+        worker_enable_remote_control=not broker_url.startswith("durable:"),
+        enable_utc=True,
+    )
+    return app
+
+
+def transport_options(broker_url: str) -> dict[str, Any]:
+    """Return kombu's options for a broker: when an unfinished task is handed out again."""
+    if broker_url.startswith("durable:"):
+        return {"visibility_timeout": 60, "polling_interval": 0.1}
+    if broker_url.startswith("redis"):
+        return {"visibility_timeout": 300, "socket_keepalive": True}
+    if broker_url.startswith("amqp"):
+        return {"confirm_publish": True}
+    return {}
+
+
+def make_app() -> Celery:
+    """Return the deliveries' app by the settings in force."""
+    app = Celery("audit_logging", set_as_current=False)
+    configure(app, conf.broker_url())
+    app.conf.task_default_queue = conf.CELERY_QUEUE
+    app.conf.include = ["audit_logging.tasks"]
+    return app
+
+
+if os.environ.get("DJANGO_SETTINGS_MODULE"):
+    # `celery -A audit_logging` imports this before anything has set Django up.
+    import django
+    from django.apps import apps
+
+    if not apps.apps_ready and not apps.loading:
+        django.setup()
+
+app = make_app()
+
+_producer: tuple[int, Celery] | None = None
+
+
+def send_batch(payload: str, count: int) -> None:
+    """Hand a batch of JSON lines to the broker; for background threads only.
+
+    :raises Exception: whatever the broker's client raises; the batch was not accepted.
+    """
+    _producer_app().send_task(
+        DELIVER, args=(payload, count), queue=conf.CELERY_QUEUE, retry=False, ignore_result=True
+    )
+
+
+def _producer_app() -> Celery:
+    """Return this process's app for sending; connections never cross a fork."""
+    global _producer
+    if _producer is not None and _producer[0] == os.getpid():
+        return _producer[1]
+    # Connections of its own, short of patience: a broker that is down holds a plain Celery
+    # client for seconds.
+    sender = make_app()
+    timeout = conf.BROKER_TIMEOUT
+    options = dict(sender.conf.broker_transport_options)
+    if conf.broker_url().startswith("redis"):
+        options |= {
+            "socket_connect_timeout": timeout,
+            "socket_timeout": timeout,
+            "retry_on_timeout": False,
+        }
+    elif conf.broker_url().startswith("amqp"):
+        options |= {"connect_timeout": timeout, "read_timeout": timeout * 3}
+    sender.conf.update(
+        broker_transport_options=options, broker_connection_timeout=timeout, broker_pool_limit=1
+    )
+    _producer = (os.getpid(), sender)
+    return sender

@@ -1,0 +1,195 @@
+"""The capture tier's options: the only place in this app that reads settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.signals import setting_changed
+
+from .options import AppSettings, option
+
+Level = Literal["none", "metadata", "request", "request_response"]
+
+MEBIBYTE = 1 << 20
+
+DEFAULT_HEADERS = (
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "traceparent",
+    "user-agent",
+    "wm-consumer.id",
+    "wm-qos.correlation-id",
+    "wm-site-id",
+    "wm-svc.env",
+    "wm-svc.name",
+    "wm-svc.version",
+    "x-request-id",
+)
+
+DEFAULT_EXCLUDED = (
+    "/favicon.ico",
+    "/health",
+    "/healthz",
+    "/live",
+    "/livez",
+    "/metrics",
+    "/ping",
+    "/ready",
+    "/readyz",
+    "/startup",
+)
+
+
+def _data_dir() -> Path:
+    return Path(getattr(settings, "BASE_DIR", Path.cwd())) / "var" / "audit_logging"
+
+
+def _http_url(value: str) -> None:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is not an address. Give http(s)://host:port.")
+    if parts.username or parts.password:
+        raise ValueError("The address holds a user or password. Use the signing key instead.")
+
+
+def _service_name(value: str) -> None:
+    if len(value) > 100 or any(character.isspace() or character == "/" for character in value):
+        raise ValueError(f"{value!r} is not a service name. Use letters, digits, - and _.")
+
+
+class LoggingSettings(AppSettings):
+    """Options of the capture tier."""
+
+    prefix = "AUDIT_LOGGING"
+    about = "What an audited service sets: one dict in its settings, or environment variables."
+
+    ENABLED: bool = option(
+        True, "Off removes the audit from the request path altogether; needs a restart."
+    )
+    SERVICE_NAME: str = option(
+        "",
+        "The name this service has in the audit log. Required.",
+        validate=_service_name,
+    )
+    PUBLISHER_URL: str = option(
+        "http://127.0.0.1:8001", "Where workers deliver: the publisher.", validate=_http_url
+    )
+    CONSUMER_ID: str = option(
+        "", "This service's own consumer id, under which the publisher knows its public key."
+    )
+    KEY_VERSION: str = option("1", "Version of the signing key, as registered with the publisher.")
+    PRIVATE_KEY_PATH: Path | None = option(
+        None,
+        "PEM file with the RSA private key that signs deliveries, for example a mounted secret. "
+        "Read again when it changes. Empty: deliveries are not signed.",
+    )
+    FLAGS_SOURCE: Literal["database", "publisher", "settings"] = option(
+        "database",
+        "Where flags and endpoint rules come from: this service's own admin, the central admin "
+        "through the publisher, or these settings alone.",
+    )
+    FLAGS_REFRESH_SECONDS: float = option(
+        2.0, "How often flags and rules are looked up.", unit="seconds", minimum=0.1, maximum=5
+    )
+    BROKER_URL: str = option(
+        "",
+        "Celery's broker for deliveries: `redis://…`, `amqp://…` or `durable:///path`. "
+        "Empty: durable, in DATA_DIR, which needs no server.",
+    )
+    CELERY_QUEUE: str = option("audit_logging", "The Celery queue that deliveries go to.")
+    DATA_DIR: Path = option(
+        _data_dir,
+        "Where spools, dead letters and the last known flags are kept. Must outlive a restart.",
+        default_text="var/audit_logging below BASE_DIR",
+    )
+    LEVEL: Level = option(
+        "request_response", "What is recorded of a request that no endpoint rule matches."
+    )
+    RESPONSE_BODIES: bool = option(True, "Record response bodies, until a flag says otherwise.")
+    SAMPLE_RATE: float = option(
+        1.0,
+        "Share of traces recorded, until a flag says otherwise; the rest is counted as sampled.",
+        minimum=0,
+        maximum=1,
+    )
+    EXCLUDE_PATHS: tuple[str, ...] = option(
+        DEFAULT_EXCLUDED,
+        "Paths never recorded, each with all below it; counted as excluded.",
+    )
+    HEADERS: tuple[str, ...] = option(
+        DEFAULT_HEADERS,
+        "Request headers whose values are recorded, in hyphen spelling. No other header is.",
+    )
+    REDACT_KEYS: tuple[str, ...] = option(
+        (),
+        "Further names, beside the built-in list, whose values are redacted wherever they stand.",
+    )
+    MAX_BODY_BYTES: int = option(
+        512 * 1024,
+        "A larger body is recorded by its size alone.",
+        unit="bytes",
+        minimum=0,
+        maximum=16 * MEBIBYTE,
+    )
+    MAX_EVENT_BYTES: int = option(
+        2_000_000,
+        "A larger event loses its bodies until it fits. The publisher's MAX_EVENT_BYTES must not "
+        "be smaller.",
+        unit="bytes",
+        minimum=10_000,
+    )
+    BUFFER_SIZE: int = option(
+        100, "Events held in memory, for each process.", unit="events", minimum=1
+    )
+    BUFFER_BYTES: int = option(
+        16 * MEBIBYTE, "Bytes of bodies held in memory, for each process.", unit="bytes", minimum=1
+    )
+    BATCH_SIZE: int = option(
+        100, "Events sent to Celery in one message.", unit="events", minimum=1, maximum=1000
+    )
+    BATCH_BYTES: int = option(
+        4 * MEBIBYTE, "Bytes sent to Celery in one message.", unit="bytes", minimum=10_000
+    )
+    OVERFLOW: Literal["spool", "drop"] = option(
+        "spool",
+        "What happens to events when the buffer or the broker does not take them: kept in the "
+        "local spool and replayed, or dropped and counted.",
+    )
+    SPOOL_MAX_BYTES: int = option(
+        256 * MEBIBYTE, "Bound of each local spool.", unit="bytes", minimum=100_000
+    )
+    BROKER_TIMEOUT: float = option(
+        1.0, "How long the background thread waits for the broker.", unit="seconds", minimum=0.05
+    )
+    DELIVERY_TIMEOUT: float = option(
+        10.0, "How long a worker waits for the publisher's answer.", unit="seconds", minimum=0.1
+    )
+    DELIVERY_RETRIES: int = option(
+        3, "Further tries before a batch goes to the worker's spool.", minimum=0, maximum=20
+    )
+    SHUTDOWN_SECONDS: float = option(
+        2.0, "How long a stopping process may take to empty its buffer.", unit="seconds", minimum=0
+    )
+
+    def broker_url(self) -> str:
+        """BROKER_URL, or the embedded broker in DATA_DIR."""
+        return self.BROKER_URL or f"durable://{self.DATA_DIR.absolute()}/broker.sqlite3"
+
+
+conf = LoggingSettings()
+
+
+def _reload(*, setting: str, **kwargs: Any) -> None:
+    if setting in (conf.prefix, "BASE_DIR"):
+        conf.reload()
+
+
+setting_changed.connect(_reload, dispatch_uid="audit_logging.conf")

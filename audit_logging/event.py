@@ -1,0 +1,253 @@
+"""AuditEvent: one audited HTTP interaction, and how it is built from what the middleware saw.
+
+Runs on the background thread: all parsing, redaction and encoding happens here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import uuid
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from .capture import Exchange
+from .conf import LoggingSettings
+from .redaction import Body, Redactor
+
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$")
+_ROUTE_CONVERTER = re.compile(r"<(?:[\w.]+:)?(\w+)>")
+_ROUTE_GROUP = re.compile(r"\(\?P<(\w+)>(?:[^()]|\([^()]*\))*\)")
+
+#: The endpoint of a request that no route matched. Its path would make endless endpoints.
+UNMATCHED = "unmatched"
+
+# Bounds of single fields: a hostile request must not make a hostile row.
+_MAX_NAME = 256
+_MAX_PATH = 8192
+_MAX_HEADER = 4096
+_MAX_REASON = 1000
+_REASON_KEYS = ("detail", "error_description", "error", "message", "reason", "title", "errors")
+
+OMITTED_POLICY = Body(None, "omitted_policy")
+
+
+@dataclass(slots=True)
+class AuditEvent:
+    """One audited interaction, redacted; the fields are those of the JSON event.
+
+    ``request_ts`` and ``response_ts`` are epoch seconds with fractions; sizes are bytes.
+    """
+
+    request_id: str
+    service_name: str
+    endpoint_name: str
+    path: str
+    method: str
+    response_code: int
+    request_ts: float
+    response_ts: float
+    request_body: str | None = None
+    response_body: str | None = None
+    error_reason: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    trace_id: str | None = None
+    consumer_id: str | None = None
+    site_id: str | None = None
+    user: str | None = None
+    outcome: str = "completed"
+    request_size: int | None = None
+    response_size: int | None = None
+    request_body_state: str = "full"
+    response_body_state: str = "full"
+    producer_epoch: str | None = None
+    seq: int | None = None
+
+    def to_json(self) -> str:
+        """Return the JSON form, on one line, valid as UTF-8."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        # Lone surrogates (from broken JSON escapes) have no UTF-8 form.
+        return text.encode("utf-8", "replace").decode("utf-8")
+
+
+class EventBuilder:
+    """Turns exchanges into events by one service's settings."""
+
+    def __init__(self, conf: LoggingSettings) -> None:
+        self._conf = conf
+        self._service = conf.SERVICE_NAME or "unnamed-service"
+        self._headers = {
+            f"HTTP_{name.upper().replace('-', '_')}": name.lower() for name in conf.HEADERS
+        }
+        for special in ("content-type", "content-length"):
+            if special in conf.HEADERS:
+                self._headers[special.upper().replace("-", "_")] = special
+        self._redactors: dict[int, Redactor] = {}
+
+    def build(self, exchange: Exchange) -> AuditEvent:
+        """Return the event of one exchange; its bodies fit MAX_EVENT_BYTES once encoded."""
+        meta = exchange.meta
+        redactor = self._redactor(exchange.max_body_bytes)
+        path = redactor.path(exchange.path)
+        query = redactor.query(_text(meta.get("QUERY_STRING", "")))
+        request_body = self._request_body(exchange, redactor)
+        response_body = self._response_body(exchange, redactor)
+        traceparent = _TRACEPARENT.match(meta.get("HTTP_TRACEPARENT", "").strip().lower())
+        return AuditEvent(
+            request_id=str(uuid.uuid4()),
+            service_name=self._service,
+            endpoint_name=endpoint_name(exchange.route),
+            path=_clip(f"{path}?{query}" if query else path, _MAX_PATH),
+            method=(exchange.method or "")[:32].upper(),
+            response_code=exchange.status,
+            request_ts=round(exchange.started, 6),
+            response_ts=round(exchange.started + exchange.duration, 6),
+            request_body=request_body.text,
+            response_body=response_body.text,
+            error_reason=self._reason(exchange, response_body, redactor),
+            headers=self._header_values(meta, redactor),
+            trace_id=traceparent.group(1) if traceparent else None,
+            consumer_id=_header(meta, "HTTP_WM_CONSUMER.ID", "HTTP_WM_CONSUMER_ID"),
+            site_id=_header(meta, "HTTP_WM_SITE_ID"),
+            user=exchange.user,
+            outcome=exchange.outcome,
+            request_size=exchange.request_size,
+            response_size=exchange.response_size,
+            request_body_state=request_body.state,
+            response_body_state=response_body.state,
+            producer_epoch=exchange.producer_epoch,
+            seq=exchange.seq,
+        )
+
+    def encode(self, event: AuditEvent) -> str:
+        """Return the event's JSON line, without its bodies if it would be too large with them."""
+        line = event.to_json()
+        limit = self._conf.MAX_EVENT_BYTES
+        for body in ("response_body", "request_body"):
+            if _utf8_size(line) <= limit:
+                return line
+            if getattr(event, body):
+                setattr(event, f"{body}_state", "omitted_size")
+                setattr(event, body, "[too large: the event would pass MAX_EVENT_BYTES]")
+                line = event.to_json()
+        if _utf8_size(line) > limit:
+            event.headers = {}
+            line = event.to_json()
+        return line
+
+    def _redactor(self, max_body_bytes: int) -> Redactor:
+        redactor = self._redactors.get(max_body_bytes)
+        if redactor is None:
+            redactor = Redactor(self._conf.REDACT_KEYS, max_body_bytes)
+            # The cap is a flag that changes seldom; keep no heap of old ones.
+            self._redactors = {max_body_bytes: redactor}
+        return redactor
+
+    def _request_body(self, exchange: Exchange, redactor: Redactor) -> Body:
+        if not exchange.wants_request_body:
+            return OMITTED_POLICY
+        meta = exchange.meta
+        raw = exchange.request_body
+        content_type = meta.get("CONTENT_TYPE", "")
+        if raw is not None:
+            return redactor.body(raw, content_type, meta.get("HTTP_CONTENT_ENCODING", ""))
+        if not exchange.request_size:
+            return Body("", "full")
+        size = exchange.request_size
+        media = content_type.partition(";")[0].strip()[:100] or "no content type"
+        if size > exchange.max_body_bytes:
+            return Body(f"[too large: {media}, {size} bytes]", "omitted_size")
+        return Body(f"[not captured: {media}, {size} bytes]", "omitted_binary")
+
+    def _response_body(self, exchange: Exchange, redactor: Redactor) -> Body:
+        if not exchange.wants_response_body:
+            return OMITTED_POLICY
+        content_type = exchange.response_type
+        if exchange.response_body is None:
+            if not exchange.response_size and not exchange.response_is_file:
+                return Body("", "full")
+            media = content_type.partition(";")[0].strip()[:100] or "no content type"
+            size = exchange.response_size
+            if exchange.response_is_file:
+                return Body(f"[a file: {media}, {size} bytes]", "omitted_binary")
+            return Body(f"[too large: {media}, {size} bytes]", "omitted_size")
+        return redactor.body(
+            exchange.response_body,
+            content_type,
+            exchange.response_encoding,
+            truncated=exchange.response_truncated,
+        )
+
+    def _header_values(self, meta: dict[str, Any], redactor: Redactor) -> dict[str, str]:
+        values = {}
+        for key, name in self._headers.items():
+            value = meta.get(key)
+            if isinstance(value, str) and value:
+                values[name] = _clip(redactor.text(_text(value)), _MAX_HEADER)
+        return values
+
+    def _reason(self, exchange: Exchange, body: Body, redactor: Redactor) -> str | None:
+        if exchange.status < 400 and exchange.error is None:
+            return None
+        reason = exchange.error or _reason_in(body) or exchange.reason_phrase
+        return _clip(redactor.free_text(reason), _MAX_REASON) or None
+
+
+@lru_cache(maxsize=2048)
+def endpoint_name(route: str | None) -> str:
+    """Return a route as an endpoint's name: ``dsd/v1/shipments/<id>``, without converters."""
+    if route is None:
+        return UNMATCHED
+    name = _ROUTE_GROUP.sub(r"<\1>", route)
+    name = _ROUTE_CONVERTER.sub(r"<\1>", name)
+    name = name.replace("^", "").replace("\\Z", "").replace("$", "").replace("\\", "")
+    return name.strip("/")[:_MAX_NAME] or "root"
+
+
+def _reason_in(body: Body) -> str:
+    """The first thing in an error's JSON body that reads like a reason."""
+    if body.state not in ("full", "redacted") or not body.text or len(body.text) > 65_536:
+        return ""
+    try:
+        document = json.loads(body.text)
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(document, dict):
+        for key in _REASON_KEYS:
+            if document.get(key):
+                found = document[key]
+                return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+        # Field errors, as DRF writes them.
+        return json.dumps(document, ensure_ascii=False) if document else ""
+    if isinstance(document, list) and document:
+        return json.dumps(document[:3], ensure_ascii=False)
+    return ""
+
+
+def _header(meta: dict[str, Any], *keys: str) -> str | None:
+    for key in keys:
+        value = meta.get(key)
+        if isinstance(value, str) and value.strip():
+            return _text(value.strip())[:_MAX_NAME]
+    return None
+
+
+def _text(value: str) -> str:
+    """Undo the Latin-1 reading that WSGI gives to UTF-8 bytes, where that is what it was."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
+
+
+def _clip(value: str, limit: int) -> str:
+    return value if len(value) <= limit else f"{value[: limit - 1]}…"
+
+
+def _utf8_size(line: str) -> int:
+    return len(line) if line.isascii() else len(line.encode())

@@ -1,0 +1,225 @@
+"""AuditMiddleware: sees every request and response, and changes neither.
+
+Put it first in MIDDLEWARE, so that answers of other middleware (authentication failures,
+redirects, 404 pages) are recorded too.
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.core.exceptions import MiddlewareNotUsed
+from django.http import FileResponse, HttpRequest, HttpResponseBase, StreamingHttpResponse
+
+from . import metrics
+from .capture import Exchange, describe, exchange_of
+from .conf import conf
+from .policy import Policy, make_snapshot
+from .transport import get_transport
+
+logger = logging.getLogger(__name__)
+
+_reported: set[str] = set()
+
+
+class AuditMiddleware:
+    """Records each interaction; for sync and async applications alike."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(
+        self, get_response: Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
+    ) -> None:
+        if not conf.ENABLED:
+            raise MiddlewareNotUsed("AUDIT_LOGGING ENABLED is off")
+        self.get_response: Callable[[HttpRequest], Any] = get_response
+        self._policy: Callable[[], Policy] = make_snapshot()
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Any:
+        if self._is_async:
+            return self._call_async(request)
+        exchange = self._begin(request)
+        if exchange is None:
+            return self.get_response(request)
+        try:
+            response = self.get_response(request)
+        except BaseException as error:
+            # Django turns errors into responses below us; what passes here ends the worker
+            # (SystemExit) or is the server's own doing.
+            self._abort(request, exchange, error)
+            raise
+        self._finish(request, exchange, response)
+        return response
+
+    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
+        exchange = self._begin(request)
+        if exchange is None:
+            return await self.get_response(request)
+        try:
+            response = await self.get_response(request)
+        except BaseException as error:
+            self._abort(request, exchange, error)
+            raise
+        self._finish(request, exchange, response)
+        return response
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> None:
+        """Remember why the view failed; Django shows it to us nowhere else."""
+        exchange = exchange_of(request)
+        if exchange is not None:
+            exchange.failed(exception)
+
+    # Each step below is ours alone: whatever fails in it is counted, logged once, and kept from
+    # the service.
+
+    def _begin(self, request: HttpRequest) -> Exchange | None:
+        try:
+            decision = self._policy().decide(request.path, request.META.get("HTTP_TRACEPARENT", ""))
+            if decision.skip is not None:
+                metrics.skipped.inc(reason=decision.skip)
+                return None
+            exchange = Exchange(request, decision)
+        except Exception:
+            _internal_error("begin")
+            return None
+        if exchange.wants_request_body:
+            try:
+                exchange.read_request_body(request)
+            except Exception:
+                # The view meets the same error (a caller that left, a body too large) if and
+                # when it reads.
+                logger.debug("the request body could not be read", exc_info=True)
+        return exchange
+
+    def _abort(self, request: HttpRequest, exchange: Exchange, error: BaseException) -> None:
+        try:
+            exchange.saw_request(request)
+            exchange.outcome = (
+                "disconnected" if isinstance(error, (CancelledError, GeneratorExit)) else "failed"
+            )
+            if exchange.outcome == "failed":
+                exchange.status = 500
+            exchange.error = exchange.error or describe(error)
+            _submit(exchange)
+        except Exception:
+            _internal_error("abort")
+
+    def _finish(self, request: HttpRequest, exchange: Exchange, response: HttpResponseBase) -> None:
+        try:
+            exchange.saw_request(request)
+            exchange.status = response.status_code
+            exchange.outcome = "failed" if response.status_code >= 500 else "completed"
+            exchange.response_type = response.headers.get("Content-Type", "")
+            exchange.response_encoding = response.headers.get("Content-Encoding", "")
+            exchange.reason_phrase = response.reason_phrase
+            if response.streaming:
+                _watch_stream(exchange, response)
+                return
+            content: bytes = response.content
+            exchange.response_size = len(content)
+            if exchange.wants_response_body:
+                exchange.response_body = content
+                if len(content) > exchange.max_body_bytes:
+                    # Its size tells enough; do not hold the bytes until the sender comes round.
+                    exchange.response_body = None
+            _submit(exchange)
+        except Exception:
+            _internal_error("finish")
+
+
+def _submit(exchange: Exchange) -> None:
+    exchange.ended()
+    metrics.captured.inc()
+    get_transport().submit(exchange)
+
+
+def _watch_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
+    """Record a streamed response when it has really ended: at its last byte, or its close."""
+    tee = _Tee(exchange)
+    if isinstance(response, FileResponse):
+        # Wrapping a file would take the server's sendfile away from it.
+        length = response.headers.get("Content-Length", "")
+        exchange.response_size = int(length) if length.isdigit() else None
+        exchange.response_is_file = True
+        tee.complete = True
+    elif response.is_async:
+        response.streaming_content = tee.iterate_async(response.streaming_content)
+    else:
+        response.streaming_content = tee.iterate(response.streaming_content)
+    # The server calls close() whatever happens; these callbacks are how Django closes files.
+    response._resource_closers.append(tee.close)
+
+
+class _Tee:
+    """Copies the beginning of a stream while it goes to the client."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._chunks: list[bytes] = []
+        self._kept = 0
+        self._size = 0
+        self._closed = False
+        self.complete = False
+
+    def iterate(self, stream: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            for chunk in stream:
+                self._see(chunk)
+                yield chunk
+            self.complete = True
+        except Exception as error:
+            self._exchange.failed(error)
+            self._exchange.outcome = "failed"
+            raise
+
+    async def iterate_async(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in stream:
+                self._see(chunk)
+                yield chunk
+            self.complete = True
+        except Exception as error:
+            self._exchange.failed(error)
+            self._exchange.outcome = "failed"
+            raise
+
+    def _see(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        room = self._exchange.max_body_bytes - self._kept
+        if self._exchange.wants_response_body and room > 0:
+            self._chunks.append(bytes(chunk[:room]))
+            self._kept += min(len(chunk), room)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            exchange = self._exchange
+            if not exchange.response_is_file:
+                exchange.response_size = self._size
+                exchange.response_body = b"".join(self._chunks)
+                exchange.response_truncated = self._size > self._kept or not self.complete
+            if not self.complete and exchange.outcome == "completed":
+                exchange.outcome = "disconnected"
+            _submit(exchange)
+        except Exception:
+            _internal_error("stream")
+
+
+def _internal_error(place: str) -> None:
+    metrics.internal_errors.inc(place=place)
+    if place not in _reported:
+        # Once with its traceback: a bug that strikes on each request must not fill the disk.
+        _reported.add(place)
+        logger.exception(
+            "the audit failed (%s); the request is served as if it were not there", place
+        )

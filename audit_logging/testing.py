@@ -1,0 +1,41 @@
+"""For tests of audited services: see the events that requests would have sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .capture import Exchange
+from .conf import conf
+from .event import AuditEvent, EventBuilder
+from .transport import Transport, set_transport
+
+
+class RecordingTransport(Transport):
+    """Builds events at once, in the caller's thread, and keeps them in `events`."""
+
+    def __init__(self) -> None:
+        self._builder = EventBuilder(conf)
+        self._count = 0
+        self.events: list[AuditEvent] = []
+
+    def submit(self, exchange: Exchange) -> None:
+        """Build and keep the event."""
+        exchange.producer_epoch, exchange.seq = "test", self._count
+        self._count += 1
+        self.events.append(self._builder.build(exchange))
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Nothing waits."""
+        return True
+
+
+@contextmanager
+def recorded_events() -> Iterator[list[AuditEvent]]:
+    """Give the list of events recorded within the block; nothing leaves the process."""
+    transport = RecordingTransport()
+    before = set_transport(transport)
+    try:
+        yield transport.events
+    finally:
+        set_transport(before)

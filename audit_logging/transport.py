@@ -1,0 +1,267 @@
+"""Transport: from the buffer to Celery, in the background; to the local spool when that fails.
+
+Two threads serve one process's buffer. The *sender* builds events and sends them to the broker;
+where the broker fails it spools them, and when the broker is back it replays the spool. The
+*overflow* thread takes over when the sender is held up (a broker that does not answer can hold it
+for seconds) and the buffer is nearly full: it builds events and spools them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from . import metrics
+from .background import Loop
+from .breaker import Breaker
+from .buffer import Buffer
+from .capture import Exchange
+from .conf import LoggingSettings, conf
+from .event import EventBuilder
+from .exceptions import SpoolError, SpoolFull
+from .spool import DurableQueue, Record
+
+logger = logging.getLogger(__name__)
+
+#: The stream of the capture spool: one record is one batch of events, as it goes to Celery.
+STREAM = "capture"
+EVENTS_HEADER = "events"
+
+_LINGER = 0.02
+_IDLE = 1.0
+_HELD_UP = 0.25
+_WARN_EVERY = 10.0
+
+#: Sends one batch, lines of JSON, to the broker; raises when it is not accepted.
+Send = Callable[[str, int], None]
+
+
+class Transport:
+    """One process's way from captured exchanges to the broker.
+
+    :param send: hands a batch to the broker; raises on failure.
+    :param options: sizes and bounds.
+    """
+
+    def __init__(self, send: Send, options: LoggingSettings = conf) -> None:
+        self._send = send
+        self._options = options
+        self._builder = EventBuilder(options)
+        self.spool = DurableQueue(
+            options.DATA_DIR / "capture-spool.sqlite3", max_bytes=options.SPOOL_MAX_BYTES
+        )
+        self._sender = Loop(self._send_step, name="audit-sender")
+        self._overflow = Loop(self._overflow_step, name="audit-overflow")
+        self._warned = 0.0
+        self._fresh()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._fresh)
+        atexit.register(self.flush)
+
+    def _fresh(self) -> None:
+        # A forked child starts empty: what the parent had buffered is the parent's to send.
+        self._pid = os.getpid()
+        self.buffer = Buffer(self._options.BUFFER_SIZE, self._options.BUFFER_BYTES)
+        self.breaker = Breaker()
+        self._epoch = uuid.uuid4().hex
+        self._numbers = itertools.count()
+        self._sending_since: float | None = None
+        self._replay_at = 0.0
+        self._closing = False
+        self._build_lock = threading.Lock()
+
+    # -- request threads ------------------------------------------------------------------
+
+    def submit(self, exchange: Exchange) -> None:
+        """Take an exchange; returns at once, whatever state everything else is in."""
+        if self._pid != os.getpid():
+            self._fresh()
+        exchange.producer_epoch = self._epoch
+        exchange.seq = next(self._numbers)
+        refused = self.buffer.put(exchange)
+        if refused is not None:
+            metrics.rejected.inc(reason=refused)
+            self._warn("the buffer is full; an event was dropped (%s)", refused)
+        self._sender.ensure_running()
+        if self.buffer.nearly_full:
+            self._sender.wake()
+            self._overflow.ensure_running()
+            self._overflow.wake()
+            if refused is None:
+                self._warn("the buffer is 80 %% full: %s events", len(self.buffer))
+        elif len(self.buffer) == 1:
+            self._sender.wake()
+
+    # -- background threads ---------------------------------------------------------------
+
+    def _send_step(self) -> float:
+        batch = self.buffer.take(self._options.BATCH_SIZE)
+        metrics.buffer_depth.set(len(self.buffer))
+        for payload, count in self._encode(batch):
+            self._dispatch(payload, count)
+        if batch:
+            return 0.0 if self.buffer.nearly_full else _LINGER
+        return self._replay()
+
+    def _overflow_step(self) -> float:
+        since = self._sending_since
+        if not self.buffer.nearly_full:
+            return _IDLE * 60
+        if since is None or time.monotonic() - since < _HELD_UP:
+            return 0.05
+        for payload, count in self._encode(self.buffer.take(self._options.BATCH_SIZE)):
+            self._keep(payload, count, "overflow")
+        return 0.0
+
+    def _encode(self, batch: Sequence[Exchange]) -> list[tuple[str, int]]:
+        """Return `batch` as payloads of JSON lines, each with its number of events."""
+        payloads: list[tuple[str, int]] = []
+        lines: list[str] = []
+        size = 0
+        # One builder, two threads.
+        with self._build_lock:
+            for exchange in batch:
+                try:
+                    line = self._builder.encode(self._builder.build(exchange))
+                except Exception:
+                    metrics.rejected.inc(reason="build_failed")
+                    logger.exception("an event could not be built and is lost")
+                    continue
+                if lines and size + len(line) > self._options.BATCH_BYTES:
+                    payloads.append(("\n".join(lines), len(lines)))
+                    lines, size = [], 0
+                lines.append(line)
+                size += len(line)
+        if lines:
+            payloads.append(("\n".join(lines), len(lines)))
+        return payloads
+
+    def _dispatch(self, payload: str, count: int) -> None:
+        if not self.breaker.allows:
+            self._keep(payload, count, "broker_down")
+            return
+        if not self._try_send(payload, count):
+            self._keep(payload, count, "broker_down")
+
+    def _try_send(self, payload: str, count: int) -> bool:
+        self._sending_since = time.monotonic()
+        try:
+            self._send(payload, count)
+        except Exception as error:
+            self.breaker.failed()
+            self._warn("the Celery broker does not take events; they are spooled: %s", error)
+            return False
+        finally:
+            self._sending_since = None
+        self.breaker.succeeded()
+        return True
+
+    def _keep(self, payload: str, count: int, reason: str) -> None:
+        if self._options.OVERFLOW == "drop":
+            metrics.rejected.inc(count, reason="overflow_drop")
+            return
+        record = Record(payload.encode(), headers=((EVENTS_HEADER, str(count).encode()),))
+        try:
+            self.spool.append(STREAM, [record])
+        except SpoolError as error:
+            lost = "spool_full" if isinstance(error, SpoolFull) else "spool_unavailable"
+            metrics.rejected.inc(count, reason=lost)
+            self._warn("%s events are LOST: %s", count, error)
+            return
+        metrics.spooled.inc(count, reason=reason)
+        metrics.spool_bytes.set(self.spool.used_bytes(), spool="capture")
+
+    def _replay(self) -> float:
+        """Send what lies in the spool; return how long to wait for more to do."""
+        now = time.monotonic()
+        if now < self._replay_at:
+            return min(_IDLE, self._replay_at - now)
+        if not self.breaker.allows:
+            return _IDLE
+        # Nothing was ever spooled on this host: leave the disk alone.
+        if not self.spool.path.exists():
+            self._replay_at = now + _IDLE
+            return _IDLE
+        records = self.spool.lease(
+            STREAM, seconds=60.0, owner=f"{os.getpid()}", max_records=1, max_bytes=64 << 20
+        )
+        if not records:
+            self._replay_at = now + _IDLE
+            return _IDLE
+        record = records[0]
+        count = int(dict(record.headers).get(EVENTS_HEADER) or b"1")
+        if not self._try_send(record.value.decode(), count):
+            self.spool.release(STREAM, records)
+            return _IDLE
+        self.spool.settle(STREAM, records)
+        metrics.replayed.inc(count, spool="capture")
+        metrics.spool_bytes.set(self.spool.used_bytes(), spool="capture")
+        return 0.0
+
+    # -- the end --------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Empty the buffer within `timeout` seconds (SHUTDOWN_SECONDS); return whether it is."""
+        if self._pid != os.getpid():
+            return True
+        deadline = time.monotonic() + (
+            self._options.SHUTDOWN_SECONDS if timeout is None else timeout
+        )
+        while len(self.buffer) and time.monotonic() < deadline:
+            for payload, count in self._encode(self.buffer.take(self._options.BATCH_SIZE)):
+                # A sender that hangs in the broker now would hang here too.
+                if self._sending_since is None:
+                    self._dispatch(payload, count)
+                else:
+                    self._keep(payload, count, "broker_down")
+        left = self.buffer.take(self.buffer.max_events)
+        if left:
+            metrics.rejected.inc(len(left), reason="shutdown")
+            logger.warning("%s events are LOST: no time left at exit", len(left))
+        # What the sender holds in hand at this moment it may still hand over.
+        while self._sending_since is not None and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        return not left
+
+    def close(self) -> None:
+        """Flush and end the threads; for tests and for a process that goes on without us."""
+        self._sender.stop(self._options.SHUTDOWN_SECONDS)
+        self._overflow.stop(self._options.SHUTDOWN_SECONDS)
+        self.flush()
+        atexit.unregister(self.flush)
+        self.spool.close()
+
+    def _warn(self, message: str, *args: object) -> None:
+        now = time.monotonic()
+        if now - self._warned >= _WARN_EVERY:
+            self._warned = now
+            logger.warning(message, *args)
+
+
+_transport: Transport | None = None
+_transport_lock = threading.Lock()
+
+
+def get_transport() -> Transport:
+    """Return this process's transport, made on first use."""
+    global _transport
+    if _transport is None:
+        with _transport_lock:
+            if _transport is None:
+                from .celery import send_batch
+
+                _transport = Transport(send_batch)
+    return _transport
+
+
+def set_transport(transport: Transport | None) -> Transport | None:
+    """Replace this process's transport; return the one before. For tests."""
+    global _transport
+    before, _transport = _transport, transport
+    return before
