@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dj_database_url
 
-from .environment import BASE_DIR, environment
+from .environment import BASE_DIR as BASE_DIR
+from .environment import environment
 
 environment.enforce()
 
@@ -134,5 +135,3 @@ LOGGING = {
         for name in ("audit_logging", "audit_publisher", "audit_sink")
     },
 }
-
-__all__ = ["BASE_DIR"]
