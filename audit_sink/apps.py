@@ -1,10 +1,11 @@
 """Django's hook for the app."""
 
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class AuditSinkConfig(AppConfig):
-    """The app's name, and its start-up checks."""
+    """The app's name, its start-up checks, and its schedule after `migrate`."""
 
     name = "audit_sink"
     verbose_name = "Sink"
@@ -12,6 +13,8 @@ class AuditSinkConfig(AppConfig):
 
     def ready(self) -> None:
         from . import checks  # noqa: F401
+        from .beat import make_schedule
         from .conf import conf
 
         conf.enforce()
+        post_migrate.connect(make_schedule, sender=self, dispatch_uid="audit_sink.make_schedule")

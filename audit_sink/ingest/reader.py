@@ -1,0 +1,112 @@
+"""Read one range of a partition, and keep what belongs to the sink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from audit_publisher.eventlog.base import EventLog, Limits, StoredRecord
+from audit_publisher.exceptions import OffsetOutOfRange
+
+from ..conf import conf
+from ..exceptions import RangeUnavailable
+from .sites import SiteFilter
+
+#: Records and bytes asked for at once; what is not kept is let go of before the next are read.
+_CHUNK_RECORDS = 5_000
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass
+class Range:
+    """What was read of [`start`, `end`).
+
+    :ivar kept: the sink's own records, in the order of the log.
+    :ivar read: records read, of whatever owner.
+    :ivar full: a limit was reached; there may be more.
+    :ivar oldest: epoch micros of the first record, whoever owns it; None when there is none.
+    """
+
+    start: int
+    end: int
+    kept: list[StoredRecord] = field(default_factory=list)
+    kept_bytes: int = 0
+    read: int = 0
+    full: bool = False
+    oldest: int | None = None
+
+
+def read_range(
+    log: EventLog,
+    topic: str,
+    partition: int,
+    start: int,
+    sites: SiteFilter,
+    sink: str,
+    *,
+    end: int | None = None,
+) -> Range:
+    """Read from `start` until a limit of the settings is reached, or the log's end.
+
+    :param end: read exactly up to this offset, whatever the limits: a claimed range is redone.
+    :raises RangeUnavailable: the log no longer, or not yet, holds the range.
+    """
+    found = Range(start, start)
+    stop = log.watermarks(topic, partition)[1] if end is None else end
+    while found.end < stop and not found.full:
+        records = _read(log, topic, partition, found.end)
+        if end is not None:
+            records = [record for record in records if record.offset < end]
+        if not records:
+            break
+        if found.oldest is None:
+            found.oldest = records[0].timestamp
+        _keep(found, records, sites, sink, bounded=end is None)
+    if end is not None and found.end != end:
+        # A claimed range ends with a record that was read once, so it must come again; an empty
+        # answer may only be a slow one.
+        raise RangeUnavailable(
+            f"{log.region} {topic}/{partition} gave records up to offset {found.end}; the ledger "
+            f"has claimed up to {end}. If the topic was made anew, its old records are lost."
+        )
+    return found
+
+
+def _read(log: EventLog, topic: str, partition: int, start: int) -> Sequence[StoredRecord]:
+    try:
+        return log.read(
+            topic,
+            partition,
+            start,
+            Limits(max_records=_CHUNK_RECORDS, max_bytes=_CHUNK_BYTES, timeout=0.2),
+        )
+    except OffsetOutOfRange as error:
+        what = (
+            f"offsets {start} to {error.low} are gone: the log's retention passed before they were "
+            f"stored"
+            if start < error.low
+            else f"the log ends at {error.high}, before offset {start}: the topic was made anew"
+        )
+        raise RangeUnavailable(f"{log.region} {topic}/{partition}: {what}.") from error
+
+
+def _keep(
+    found: Range, records: Sequence[StoredRecord], sites: SiteFilter, sink: str, *, bounded: bool
+) -> None:
+    max_records: Any = conf.MAX_BATCH_RECORDS
+    max_bytes = conf.MAX_BATCH_BYTES
+    max_scan = conf.MAX_SCAN_RECORDS
+    for record in records:
+        if sites.owner(record.headers) == sink:
+            size = record.size
+            if bounded and found.kept and found.kept_bytes + size > max_bytes:
+                found.full = True
+                return
+            found.kept.append(record)
+            found.kept_bytes += size
+        found.read += 1
+        found.end = record.offset + 1
+        if bounded and (len(found.kept) >= max_records or found.read >= max_scan):
+            found.full = True
+            return

@@ -1,0 +1,84 @@
+"""Whose record is it: the header filter, over bytes of unknown quality.
+
+Every record has exactly one owner: the one site whose id the header ``wm-site-id`` names; without
+the header, the one site that takes unlabelled records; else the ``unroutable`` sink, which
+dead-letters it. Nothing in a header makes this raise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from audit_publisher.names import header_key
+
+from ..models import UNROUTABLE
+
+HEADER = "wm-site-id"
+
+
+class SiteLike(Protocol):
+    """What the filter needs of a site."""
+
+    code: str
+    site_id: str
+    takes_unlabelled: bool
+
+
+class SiteFilter:
+    """Knows the owner of every record.
+
+    :param sites: all sites there are, paused ones too: their records wait for them.
+    """
+
+    def __init__(self, sites: Iterable[SiteLike]) -> None:
+        self._owners: dict[bytes, str] = {}
+        self._unlabelled = UNROUTABLE
+        for site in sites:
+            self._owners[site.site_id.strip().encode()] = site.code
+            if site.takes_unlabelled:
+                self._unlabelled = site.code
+
+    def owner(self, headers: Sequence[tuple[Any, Any]]) -> str:
+        """Return the code of the site that owns a record with these headers, or UNROUTABLE."""
+        label: bytes | None = None
+        for name, value in headers:
+            if not _is_site_header(name):
+                continue
+            # A header without a value says no more than no header.
+            value = _clean(value)
+            if value:
+                if label is not None and value != label:
+                    # Two different sites: guessing would show one country's data to another.
+                    return UNROUTABLE
+                label = value
+        if label is None:
+            return self._unlabelled
+        return self._owners.get(label, UNROUTABLE)
+
+    def owned_by(self, sink: str, headers: Sequence[tuple[Any, Any]]) -> bool:
+        """Whether `sink` owns a record with these headers."""
+        return self.owner(headers) == sink
+
+
+def _clean(value: Any) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogatepass")
+    # A foreign client may give anything; what is not bytes matches no site.
+    return bytes(value).strip() if isinstance(value, (bytes, bytearray, memoryview)) else b"?"
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_known_site_header(name: str) -> bool:
+    return header_key(name) == HEADER
+
+
+def _is_site_header(name: Any) -> bool:
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "replace")
+    if not isinstance(name, str) or len(name) > 64:
+        return False
+    return _is_known_site_header(name)

@@ -1,0 +1,112 @@
+"""A table of events to Parquet files: one for each service, date and endpoint.
+
+The same rows give the same bytes, whatever order they come in: redoing a range must meet its own
+files. One file is encoded at a time, so that memory is bounded by one batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..lake.layout import endpoint_slug, event_path, slug
+from ..lake.schema import DICTIONARY, SCHEMA_VERSION, lake_schema
+
+
+@dataclass(frozen=True)
+class Part:
+    """One encoded file, not stored yet."""
+
+    path: str
+    service: str
+    date: date
+    endpoint: str
+    rows: int
+    data: bytes
+    sha256: str
+    min_request_ts: datetime
+    max_request_ts: datetime
+
+
+def encode(table: pa.Table, stem: str, *, level: int, metadata: dict[str, str]) -> Iterator[Part]:
+    """Yield the files of `table`, each encoded when it is asked for.
+
+    :param stem: names the files: `lake.layout.range_stem`.
+    :param level: zstd level.
+    :param metadata: goes into each footer, under ``audit.<name>``.
+    """
+    if not len(table):
+        return
+    services = table.column("service_name").combine_chunks().dictionary_encode()
+    endpoints = table.column("endpoint_name").combine_chunks().dictionary_encode()
+    days = table.column("request_ts").cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
+    keyed = table.select(lake_schema().names).append_column("_service", _mapped(services, slug))
+    keyed = keyed.append_column("_date", days).append_column(
+        "_endpoint", _mapped(endpoints, endpoint_slug)
+    )
+    keys = ("_service", "_date", "_endpoint")
+    # Sorted by consumer and time, a supplier's rows lie together. The id makes the order total.
+    order = [*keys, "consumer_id", "request_ts", "request_id"]
+    keyed = keyed.take(pc.sort_indices(keyed, sort_keys=[(name, "ascending") for name in order]))
+    lengths = keyed.group_by(list(keys), use_threads=False).aggregate([([], "count_all")])
+    start = 0
+    for group in lengths.to_pylist():
+        rows = keyed.slice(start, group["count_all"])
+        start += group["count_all"]
+        service, day, endpoint = (group[name] for name in keys)
+        path = event_path(service, day, endpoint, stem)
+        data = _to_parquet(rows.select(lake_schema().names), level, metadata)
+        times = pc.min_max(rows.column("request_ts")).as_py()
+        yield Part(
+            path=path,
+            service=service,
+            date=day,
+            endpoint=endpoint,
+            rows=len(rows),
+            data=data,
+            sha256=hashlib.sha256(data).hexdigest(),
+            min_request_ts=times["min"],
+            max_request_ts=times["max"],
+        )
+
+
+def same_rows(left: bytes, right: bytes) -> bool:
+    """Whether two files hold the same rows, though perhaps encoded by different libraries."""
+    try:
+        return pq.read_table(pa.BufferReader(left)).equals(pq.read_table(pa.BufferReader(right)))
+    except pa.ArrowInvalid:
+        return False
+
+
+def _mapped(column: pa.DictionaryArray, function) -> pa.Array:
+    # Each distinct value once, however many rows.
+    return pa.array([function(value) for value in column.dictionary.to_pylist()], pa.string()).take(
+        column.indices
+    )
+
+
+def _to_parquet(rows: pa.Table, level: int, metadata: dict[str, str]) -> bytes:
+    footer = {"audit.schema_version": str(SCHEMA_VERSION)}
+    footer |= {f"audit.{name}": value for name, value in metadata.items()}
+    rows = rows.replace_schema_metadata(footer)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        rows.schema,
+        compression="zstd",
+        compression_level=level,
+        use_dictionary=list(DICTIONARY),
+        write_statistics=True,
+        # Engines older than this version's types are read by nobody's cluster any more.
+        version="2.6",
+        store_schema=True,
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(rows, row_group_size=100_000)
+    return sink.getvalue().to_pybytes()
