@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -357,11 +358,15 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until_dead(*pids: int) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still alive: {pids}"
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)
+
+
+def wait_until_dead(*pids: int) -> None:
+    wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_a_missing_part_names_itself_and_its_cure() -> None:
@@ -413,26 +418,39 @@ def test_stop_ends_children_in_sessions_of_their_own_and_removes_the_data() -> N
     assert not root.exists()
 
 
+def test_a_forked_child_that_leaves_does_not_end_its_parents_server() -> None:
+    with Quiet() as service:
+        child = os.fork()
+        if child == 0:
+            service.stop()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert service.running
+        assert alive(service.child)
+
+
 def test_servers_do_not_outlive_a_killed_test_run() -> None:
     script = (
-        "import threading, time\n"
+        "import os, signal, threading, time\n"
         "from tests.contracts.test_services import Quiet\n"
         "service = Quiet()\n"
         "thread = threading.Thread(target=service.start); thread.start(); thread.join()\n"
-        "print(service.pid, service.child, service.root, flush=True)\n"
+        "worker = os.fork()\n"  # it lives on, and must not keep the servers alive
+        "if worker == 0: signal.pause()\n"
+        "print(worker, service.pid, service.child, service.root, flush=True)\n"
         "time.sleep(600)\n"
     )
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
-        server, child, root = run.stdout.readline().split()
+        worker, server, child, root = run.stdout.readline().split()
         assert alive(int(server))
-        run.send_signal(signal.SIGKILL)
-    wait_until_dead(int(server), int(child))
-    deadline = time.monotonic() + 10
-    while Path(root).exists():
-        assert time.monotonic() < deadline, "its data is still there"
-        time.sleep(0.02)
+        run.kill()
+    try:
+        wait_until_dead(int(server), int(child))
+        wait_until(lambda: not Path(root).exists())
+    finally:
+        os.kill(int(worker), signal.SIGKILL)
 
 
 def test_an_install_is_whole_or_absent(tmp_path: Path) -> None:

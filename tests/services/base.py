@@ -16,7 +16,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from tests.services import processes
-from tests.services.errors import NotOurs, ServiceError, StartFailed
+from tests.services.errors import NotOurs, ServiceError, StartFailed, Unavailable
 from tests.services.install import Program
 
 HOST = "127.0.0.1"
@@ -44,6 +44,7 @@ class Service:
         self.port = 0
         self.root: Path | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._maker = os.getpid()
 
     # What a subclass says -----------------------------------------------------------------
 
@@ -100,8 +101,8 @@ class Service:
 
     def stop(self, *, graceful: bool = True) -> None:
         """Stop by pid, politely and then by force, and remove the data."""
-        if self.given:
-            return
+        if self.given or self._maker != os.getpid():
+            return  # not ours; or a forked child is leaving, and its parent still needs it
         self._end_processes(graceful=graceful)
         if self.root is not None:
             shutil.rmtree(self.root, ignore_errors=True)
@@ -230,6 +231,12 @@ class Service:
                 # Asked again below: an answer counts only if it was our process that gave it.
                 if self.given or self.running:
                     return
+            except ImportError as error:
+                raise Unavailable(
+                    f"the Python client of {self.name}",
+                    str(error),
+                    "pip install -r requirements/dev.lock",
+                ) from error
             except Exception as error:
                 problem = error
                 if time.monotonic() > deadline:

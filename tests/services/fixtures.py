@@ -45,10 +45,13 @@ def give_up(error: Unavailable, environ: Mapping[str, str] = os.environ) -> NoRe
 @contextmanager
 def serve(service: S) -> Iterator[S]:
     """Start a service for a test, and stop it afterwards; for servers that a test has alone."""
+    missing = None
     try:
         service.start()
     except Unavailable as error:
-        give_up(error)
+        missing = error
+    if missing:
+        give_up(missing)  # outside the handler, so that its message stands alone
     try:
         yield service
     finally:

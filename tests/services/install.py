@@ -69,7 +69,10 @@ class Program:
             return found
         if reason := self.recipe.blocker():
             raise Unavailable(self.title, reason, self.recipe.cure)
-        self.recipe.install(self.title)
+        try:
+            self.recipe.install(self.title)
+        except OSError as error:  # a cache that cannot be written, a disk that is full
+            raise Unavailable(self.title, str(error), self.recipe.cure) from error
         if found := self.find():
             return found
         raise Unavailable(self.title, "it was installed but is not found", self.recipe.cure)
@@ -297,12 +300,15 @@ def on_path(*names: str) -> Callable[[], Path | None]:
 def _java() -> Path | None:
     """Java 17 or newer."""
     java = shutil.which("java")
-    if java is None:
-        return None
+    return Path(java) if java and _java_version(java) >= 17 else None
+
+
+@cache
+def _java_version(java: str) -> int:
     said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(\d+)', said)
-    return Path(java) if version and int(version[1]) >= 17 else None
+    return int(version[1]) if version else 0
 
 
-JAVA = Program("Java 17", cache(_java), Debian(("default-jre-headless",)))
+JAVA = Program("Java 17", _java, Debian(("default-jre-headless",)))
 MVN = Program("Maven", on_path("mvn"), Debian(("maven",)))

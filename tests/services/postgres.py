@@ -48,8 +48,9 @@ class Postgres(Service):
         if account := _account():
             self.root.chmod(0o711)  # the other account must get through to its folder
             os.chown(data, account.pw_uid, account.pw_gid)
-        initdb = [BINARIES.ensure() / "initdb", "--no-sync", "-D", data, "-U", "postgres"]
-        self.run([*initdb, "-A", "trust", "-E", "UTF8", "--locale=C"], account=account)
+        initdb = BINARIES.ensure() / "initdb"
+        options = ["--no-sync", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
+        self.run([initdb, "-D", data, *options], account=account)
 
     def launch(self) -> None:
         settings = {
@@ -62,8 +63,8 @@ class Postgres(Service):
             "full_page_writes": "off",
         }
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        command = [BINARIES.ensure() / "postgres", "-D", self._data, *options]
-        self.spawn(command, account=_account())
+        server = BINARIES.ensure() / "postgres"
+        self.spawn([server, "-D", self._data, *options], account=_account())
 
     def ask(self) -> None:
         with self.connect() as connection:

@@ -75,7 +75,8 @@ def descendants(pid: int) -> dict[int, str]:
         if fields := _stat(folder):
             children.setdefault(int(fields[1]), []).append(int(folder.name))
             began[int(folder.name)] = fields[19]
-    found, queue = {}, [pid]
+    found: dict[int, str] = {}
+    queue = [pid]
     while queue:
         below = children.get(queue.pop(), [])
         found.update((child, began[child]) for child in below)
@@ -133,9 +134,17 @@ class Guardian:
         self._helper = subprocess.Popen(
             [sys.executable, "-m", "tests.services.processes"],
             stdin=subprocess.PIPE,
+            bufsize=0,
             cwd=REPOSITORY,
             start_new_session=True,  # Ctrl-C is for us; the helper sees the pipe close
         )
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        """A forked child must not hold the pipe open when we die; it gets a guardian of its own."""
+        assert self._helper.stdin is not None
+        self._helper.stdin.close()
+        guardian.cache_clear()
 
     def watch(self, pid: int) -> None:
         self._tell("+process", pid)
@@ -155,7 +164,6 @@ class Guardian:
         with self._lock:
             try:
                 pipe.write(f"{verb} {what}\n".encode())
-                pipe.flush()
             except BrokenPipeError:
                 pass  # somebody ended the helper; nothing else depends on it
 
