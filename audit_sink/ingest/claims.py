@@ -21,7 +21,7 @@ from django.db.models import F
 
 from ..conf import conf
 from ..exceptions import ClaimLost
-from ..models import Batch, DeadLetter, Lane, LakeFile
+from ..models import Batch, DeadLetter, LakeFile, Lane
 
 
 @dataclass(frozen=True)

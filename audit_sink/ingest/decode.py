@@ -58,7 +58,7 @@ def decode(
         offsets, bodies = by_schema.setdefault(schema_id, ([], []))
         offsets.append(record.offset)
         bodies.append(bytes(body))
-    tables = []
+    tables: list[pa.Table] = []
     for schema_id, (offsets, bodies) in by_schema.items():
         try:
             text = _writer_schema(schema_id, schema_of)

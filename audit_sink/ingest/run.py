@@ -23,7 +23,7 @@ from .. import metrics
 from ..conf import conf
 from ..exceptions import ClaimLost, ConflictError, RangeUnavailable, SinkError
 from ..failpoints import failpoint
-from ..models import UNROUTABLE, Batch, Lane, LakeFile, Site
+from ..models import UNROUTABLE, Batch, LakeFile, Lane, Site
 from . import claims, dead_letter
 from .claims import Counts, Poison
 from .reader import Range, read_range

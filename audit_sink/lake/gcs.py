@@ -153,13 +153,13 @@ class GcsBucket(Bucket):
         from pyarrow.fs import GcsFileSystem
 
         options: dict[str, Any] = {"retry_time_limit": timedelta(seconds=self._timeout)}
-        if emulator := urlsplit(_emulator()):
-            if emulator.netloc:
-                options |= {
-                    "anonymous": True,
-                    "endpoint_override": emulator.netloc,
-                    "scheme": emulator.scheme,
-                }
+        emulator = urlsplit(_emulator())
+        if emulator.netloc:
+            options |= {
+                "anonymous": True,
+                "endpoint_override": emulator.netloc,
+                "scheme": emulator.scheme,
+            }
         return GcsFileSystem(**options), f"{self.bucket_name}/{self.prefix}"
 
     def _limits(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def query(sql: str, *, sites: Sequence[str] = (), limit: int | None = None) -> p
     try:
         connection.register(TABLE, source)
         # From here on nothing but this statement runs, and no setting can be changed.
-        connection.execute("SET lock_configuration = true")
+        connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
         statement = _single_select(connection, sql)
         relation = connection.sql(statement)
         if relation is None:
@@ -141,7 +141,6 @@ def _connect() -> duckdb.DuckDBPyConnection:
             "temp_directory": "",
             "memory_limit": f"{conf.QUERY_MEMORY_BYTES}B",
             "threads": str(conf.QUERY_THREADS),
-            "TimeZone": "UTC",
         },
     )
 
@@ -151,7 +150,7 @@ def _single_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
 
     statements = connection.extract_statements(sql)
     if not statements:
-        raise QueryError(f"The question is empty. Try: SELECT count(*) FROM {TABLE}")
+        raise QueryError(f"The question is empty. Ask, for example: FROM {TABLE} LIMIT 10")
     if len(statements) > 1:
         raise QueryError(f"There are {len(statements)} statements. Ask one at a time.")
     if statements[0].type != duckdb.StatementType.SELECT:

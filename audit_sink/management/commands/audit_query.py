@@ -66,7 +66,7 @@ class Command(BaseCommand):
             return
         write = {"table": write_table, "json": write_json, "csv": write_csv}[form]
         if output is None:
-            write(answer, self.stdout)  # type: ignore[arg-type]
+            write(answer, self.stdout)
             return
         with output.open("w", encoding="utf-8", newline="") as file:
             write(answer, file)
