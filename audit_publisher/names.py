@@ -72,3 +72,21 @@ def header_key(name: str) -> str:
     ``WM_CONSUMER.ID``, ``WM-CONSUMER.ID`` and ``wm-consumer-id`` are the same header.
     """
     return name.strip().lower().replace("_", "-").replace(".", "-")
+
+
+#: The names of our headers as clients spell them with underscores, upper case.
+UNDERSCORE_HEADERS = (
+    "WM_CONSUMER.ID",
+    "WM_CONSUMER.INTIMESTAMP",
+    "WM_SEC.KEY_VERSION",
+    "WM_SEC.AUTH_SIGNATURE",
+    "WM-SEC.KEY_VERSION",
+    "WM-SEC.AUTH_SIGNATURE",
+    "WM_QOS.CORRELATION_ID",
+    "WM-QOS.CORRELATION_ID",
+    "WM_SVC.NAME",
+    "WM_SVC.VERSION",
+    "WM_SVC.ENV",
+    "WM_SITE_ID",
+    "WM-SITE_ID",
+)

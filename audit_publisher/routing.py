@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.core.signals import setting_changed
+from django.db import close_old_connections
 
 from audit_logging.background import Snapshot
 from audit_logging.spool import Header, Record
@@ -48,6 +49,8 @@ class _Routes:
 def _load_routes() -> _Routes:
     from .models import TopicRoute
 
+    # The background thread keeps its connection; one that broke must not be used for ever.
+    close_old_connections()
     rows = list(
         TopicRoute.objects.order_by("topic").values_list("service_name", "topic", "enabled")
     )

@@ -1,0 +1,71 @@
+"""Which regions and topics are left alone for now, so that a dead one costs no request its timeout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+#: A topic of a region, or with "" the region as a whole.
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _State:
+    failures: int = 0
+    open: bool = False
+    probe_at: float = 0.0
+
+
+class Breaker:
+    """Remembers failures by region, and by region and topic.
+
+    Requests never probe: an open entry is closed by the background alone, through
+    :meth:`answered` (it answers a question about itself) or :meth:`succeeded` (it took a record).
+
+    :param cooldown: seconds until the first probe; doubled with each further failure, sixteen-fold
+        at most.
+    :param clock: returns seconds, monotonic.
+    """
+
+    def __init__(self, cooldown: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cooldown = cooldown
+        self._clock = clock
+        self._states: dict[Key, _State] = {}
+
+    def allows(self, region: str, topic: str) -> bool:
+        """Whether a request may try this topic in this region."""
+        return not (self._is_open((region, "")) or self._is_open((region, topic)))
+
+    def failed(self, region: str, topic: str = "") -> bool:
+        """Open the entry; return whether it was closed before."""
+        state = self._states.setdefault((region, topic), _State())
+        was_closed = not state.open
+        now = self._clock()
+        if was_closed or now >= state.probe_at:
+            # Many requests that fail together are one failure.
+            state.failures += 1
+            state.probe_at = now + self._cooldown * min(2 ** (state.failures - 1), 16)
+        state.open = True
+        return was_closed
+
+    def may_probe(self, region: str, topic: str = "") -> bool:
+        """Whether the background should look again."""
+        state = self._states.get((region, topic))
+        return state is None or not state.open or self._clock() >= state.probe_at
+
+    def answered(self, region: str, topic: str = "") -> None:
+        """Close the entry, but remember its failures: the next one waits longer."""
+        state = self._states.get((region, topic))
+        if state is not None:
+            state.open = False
+
+    def succeeded(self, region: str, topic: str) -> None:
+        """Close the region's and the topic's entries, and forget their failures."""
+        if self._states:
+            self._states.pop((region, ""), None)
+            self._states.pop((region, topic), None)
+
+    def _is_open(self, key: Key) -> bool:
+        state = self._states.get(key)
+        return state is not None and state.open

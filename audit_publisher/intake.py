@@ -1,0 +1,138 @@
+"""From a request's bytes to outcomes: each event is validated, routed, framed and made durable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from audit_logging.spool import Record
+
+from . import metrics, routing
+from .authentication import Sender
+from .conf import conf
+from .exceptions import (
+    Backpressure,
+    CodecError,
+    InvalidEvent,
+    PublisherError,
+    RecordTooLarge,
+    RegistryError,
+    StorageExhausted,
+)
+from .problems import Problem
+from .publish import Outcome, get_publisher
+from .serializers import parse_event, request_id_of
+
+#: Seconds after which a sender should try again.
+RETRY_AFTER = 5
+
+
+class TooLarge(InvalidEvent):
+    """One event is larger than MAX_EVENT_BYTES."""
+
+
+class NotJson(InvalidEvent):
+    """What should be an event is not JSON."""
+
+
+class NotAllowed(InvalidEvent):
+    """The sender may not publish for this service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is said of one event: its id, if it had one, and its outcome."""
+
+    request_id: str | None
+    outcome: Outcome
+
+
+def take(
+    events: Sequence[bytes | msgspec.Raw], http: Mapping[str, str], sender: Sender, now: int
+) -> list[Result]:
+    """Take `events`; return one result each, in order.
+
+    :param http: forwarded headers of the request.
+    :param now: epoch microseconds.
+    """
+    metrics.RECEIVED.inc(len(events))
+    results: list[Result | None] = [None] * len(events)
+    ready: list[tuple[int, str, str, Record]] = []
+    for index, data in enumerate(events):
+        try:
+            request_id, topic, record = _prepare(data, http, sender, now)
+        except (InvalidEvent, CodecError, RegistryError) as error:
+            retryable = isinstance(error, RegistryError)
+            metrics.REJECTED.labels(_reason(error)).inc()
+            results[index] = Result(
+                request_id_of(data), Outcome("rejected", retryable=retryable, error=error)
+            )
+        else:
+            ready.append((index, request_id, topic, record))
+    outcomes = get_publisher().publish([(topic, record) for _, _, topic, record in ready])
+    for (index, request_id, _, _), outcome in zip(ready, outcomes, strict=True):
+        results[index] = Result(request_id, outcome)
+    return [result for result in results if result is not None]
+
+
+def _prepare(
+    data: bytes | msgspec.Raw, http: Mapping[str, str], sender: Sender, now: int
+) -> tuple[str, str, Record]:
+    size = len(memoryview(data))
+    if size > conf.MAX_EVENT_BYTES:
+        raise TooLarge("", f"it has {size:,} bytes; {conf.MAX_EVENT_BYTES:,} are allowed")
+    try:
+        event = parse_event(data)
+    except InvalidEvent:
+        raise
+    except ValueError as error:
+        raise NotJson("", str(error)) from error
+    if not sender.may_publish_for(event.service_name):
+        raise NotAllowed("service_name", "this consumer may not publish for this service")
+    topic, record = routing.to_record(event, http, now)
+    return str(event.request_id), topic, record
+
+
+def _reason(error: PublisherError) -> str:
+    if isinstance(error, TooLarge):
+        return "too_large"
+    if isinstance(error, NotJson):
+        return "not_json"
+    if isinstance(error, NotAllowed):
+        return "service_not_allowed"
+    return "no_schema" if isinstance(error, RegistryError) else "invalid"
+
+
+def problem_of(outcome: Outcome) -> Problem:
+    """The answer to a request whose only event, or whose every event, was rejected like this."""
+    error = outcome.error
+    if isinstance(error, (TooLarge, RecordTooLarge)):
+        return Problem(413, str(error), reason="too_large")
+    if isinstance(error, NotJson):
+        return Problem(400, f"The body is not JSON: {error.reason}")
+    if isinstance(error, InvalidEvent):
+        return Problem(422, error.reason, field=error.field)
+    if isinstance(error, Backpressure):
+        return Problem(
+            429, "Too much is waiting to be stored. Try again later.", retry_after=RETRY_AFTER
+        )
+    if isinstance(error, StorageExhausted):
+        return Problem(
+            503, "No durable place takes events now. Try again later.", retry_after=RETRY_AFTER
+        )
+    if isinstance(error, RegistryError):
+        return Problem(
+            503, "The event's schema is not known yet. Try again later.", retry_after=RETRY_AFTER
+        )
+    return Problem(422, str(error), field="")
+
+
+def error_of(outcome: Outcome) -> dict[str, str] | None:
+    """The `error` member of one item of a batch's answer."""
+    if outcome.status != "rejected":
+        return None
+    if isinstance(outcome.error, InvalidEvent):
+        return {"field": outcome.error.field, "reason": outcome.error.reason}
+    return {"field": "", "reason": problem_of(outcome).detail}

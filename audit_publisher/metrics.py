@@ -1,0 +1,83 @@
+"""Every metric of the publisher, with what to do about it. received = published + spooled + rejected."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RECEIVED = Counter(
+    "audit_publisher_events_received_total",
+    "Events that came in with a request that was let in. Equals published + spooled + rejected.",
+)
+PUBLISHED = Counter(
+    "audit_publisher_events_published_total",
+    "Events that a region of the event log acknowledged, for a request.",
+    ["region"],
+)
+SPOOLED = Counter(
+    "audit_publisher_events_spooled_total",
+    "Events put on disk because no region took them: region_unavailable (look at "
+    "audit_publisher_region_up), unknown_topic (create it: manage.py audit_topics --create) or "
+    "backpressure (the region is slow, or MAX_QUEUED_BYTES is too small).",
+    ["reason"],
+)
+REJECTED = Counter(
+    "audit_publisher_events_rejected_total",
+    "Events not taken: invalid, not_json, too_large, service_not_allowed or refused_by_log (the "
+    "sender must change; its log names the field), no_storage (spool full or its disk failed: "
+    "raise SPOOL_MAX_BYTES or bring a region back), backpressure (add publishers), "
+    "no_schema (the registry has to answer once).",
+    ["reason"],
+)
+REQUESTS = Counter(
+    "audit_publisher_requests_total",
+    "Answers by operation and HTTP status. Many 401: see audit_publisher_signatures_total.",
+    ["operation", "status"],
+)
+SIGNATURES = Counter(
+    "audit_publisher_signatures_total",
+    "Signature checks by result. `expired` and `future`: a clock is wrong; `unknown_key`: "
+    "register the key (manage.py audit_key add); `duplicate`: a proxy merges headers.",
+    ["result"],
+)
+FAILOVERS = Counter(
+    "audit_publisher_failovers_total",
+    "Times a region was given up for the time being, by cause. Look at that region.",
+    ["region", "cause"],
+)
+REGION_UP = Gauge(
+    "audit_publisher_region_up",
+    "1 while the region answers and has every topic; 0: /health/ready says what is wrong.",
+    ["region"],
+    multiprocess_mode="livemin",
+)
+APPEND_SECONDS = Histogram(
+    "audit_publisher_append_seconds",
+    "How long a region took to acknowledge. Near DELIVERY_TIMEOUT: the region is overloaded.",
+    ["region"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+REQUEST_SECONDS = Histogram(
+    "audit_publisher_request_seconds",
+    "How long a request took, by operation.",
+    ["operation"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+SPOOL_RECORDS = Gauge(
+    "audit_publisher_spool_records",
+    "Records on disk that wait for a region. Grows while no region is up; should fall to 0 after.",
+    multiprocess_mode="mostrecent",
+)
+SPOOL_BYTES = Gauge(
+    "audit_publisher_spool_bytes",
+    "Bytes of those records. Near SPOOL_MAX_BYTES events will be refused.",
+    multiprocess_mode="mostrecent",
+)
+DRAINED = Counter(
+    "audit_publisher_spool_drained_total",
+    "Records moved from the spool to a region.",
+    ["region"],
+)
+DRAIN_REFUSED = Counter(
+    "audit_publisher_spool_refused_total",
+    "Spooled records that the event log refuses for good; kept in the spool's stream #refused.",
+)

@@ -1,0 +1,100 @@
+"""The OpenAPI document: made from the views and from the event's type, served and committed."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+from .codec import SCHEMA_PATH
+from .contract import ANSWERS, PROBLEMS
+from .serializers import LogEvent
+
+#: The committed copy; `manage.py audit_openapi` writes it.
+DOCUMENT_PATH = Path(__file__).parent / "openapi.json"
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The document, OpenAPI 3.1."""
+    from drf_spectacular.generators import SchemaGenerator
+
+    from .urls import operations
+
+    generated = SchemaGenerator(patterns=operations).get_schema(request=None, public=True)
+    made: dict[str, Any] = json.loads(json.dumps(generated))
+    made["openapi"] = "3.1.0"
+    made["info"] = {
+        "title": "Audit publisher",
+        "version": "1",
+        "description": "Takes audit events; a 2xx answer means that they are durable.",
+    }
+    made["components"]["schemas"] = {"LogEvent": _event_schema(), **ANSWERS}
+    for path in made["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                if int(status) in PROBLEMS:
+                    response["description"] = PROBLEMS[int(status)]
+    return made
+
+
+def _event_schema() -> dict[str, Any]:
+    _, components = msgspec.json.schema_components([LogEvent], ref_template="{name}")
+    schema = dict(components["LogEvent"])
+    described = {
+        field["name"]: field["doc"] for field in json.loads(SCHEMA_PATH.read_text())["fields"]
+    }
+    for name, declared in schema["properties"].items():
+        declared["description"] = described[name]
+    for name in ("request_ts", "response_ts"):
+        schema["properties"][name]["description"] += " Epoch seconds, whole or with a fraction."
+    schema.pop("title", None)
+    return schema
+
+
+def text() -> str:
+    """The document as it is committed."""
+    return json.dumps(document(), indent=2, sort_keys=True) + "\n"
+
+
+def serve(request: HttpRequest) -> HttpResponse:
+    """GET /v1/openapi.json."""
+    return HttpResponse(text(), content_type="application/json")
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    """GET /v1/docs: the same for people, without scripts or anything from another host."""
+    made = document()
+    operations = [
+        {"method": method.upper(), "path": path, **operation}
+        for path, methods in made["paths"].items()
+        for method, operation in methods.items()
+    ]
+    event = made["components"]["schemas"]["LogEvent"]
+    fields = [
+        {
+            "name": name,
+            "required": name in event["required"],
+            "type": _type_of(declared),
+            "description": declared["description"],
+        }
+        for name, declared in event["properties"].items()
+    ]
+    context = {"document": made, "operations": operations, "fields": fields}
+    return render(request, "audit_publisher/docs.html", context)
+
+
+def _type_of(declared: dict[str, Any]) -> str:
+    options = declared.get("anyOf", [declared])
+    names = []
+    for option in options:
+        if "enum" in option:
+            names.append(" | ".join(str(value) for value in option["enum"] if value is not None))
+        else:
+            names.append(option.get("format") or option.get("type", ""))
+    return " or ".join(dict.fromkeys(name for name in names if name))

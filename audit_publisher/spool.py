@@ -1,0 +1,104 @@
+"""The publisher's spool: records on disk, by topic, while no region takes them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from audit_logging.exceptions import SpoolError
+from audit_logging.spool import DurableQueue, Record, StoredRecord
+
+from .exceptions import StorageExhausted
+
+#: Records that no region will ever take; kept for people to look at.
+REFUSED = "#refused"
+
+
+class Spool:
+    """Records that wait, one stream per topic, in the order they came.
+
+    :param folder: where the spool's file is; shared by every publisher process of the host.
+    :param max_bytes: bound over all topics.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        max_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._queue = DurableQueue(
+            self._folder / "publisher.sqlite3", max_bytes=max_bytes, clock=clock
+        )
+
+    def append(self, topic: str, records: Sequence[Record]) -> None:
+        """Put `records` on disk.
+
+        :raises StorageExhausted: the spool is full, or its disk failed; none was stored.
+        """
+        try:
+            self._queue.append(topic, records)
+        except (SpoolError, OSError, sqlite3.Error) as error:
+            raise StorageExhausted(f"No region takes it, and the spool neither: {error}") from error
+
+    def accepts(self) -> str:
+        """Say why the spool takes nothing now; "" when it does."""
+        try:
+            used = self._queue.used_bytes()
+            if used >= self._max_bytes:
+                return (
+                    f"AUDIT_PUBLISHER_SPOOL_MAX_BYTES: the spool is full ({used:,} bytes). "
+                    "Bring a region back, or raise it."
+                )
+            if not os.access(self._folder, os.W_OK):
+                return f"AUDIT_PUBLISHER_SPOOL_DIR: {self._folder} cannot be written."
+        except (SpoolError, OSError, sqlite3.Error) as error:
+            return f"AUDIT_PUBLISHER_SPOOL_DIR: {error}"
+        return ""
+
+    def topics(self) -> list[str]:
+        """Topics with records that wait."""
+        return [
+            name
+            for name in self._queue.streams()
+            if not name.startswith("#") and self._queue.stats(name).records
+        ]
+
+    def oldest(self, topic: str, max_records: int, max_bytes: int = 8 << 20) -> list[StoredRecord]:
+        """The oldest records of `topic`, in order."""
+        low, _ = self._queue.watermarks(topic)
+        return self._queue.read(topic, low, max_records=max_records, max_bytes=max_bytes)
+
+    def done(self, topic: str, through: int, refused: Sequence[Record] = ()) -> None:
+        """Forget the records of `topic` up to offset `through`; keep those that were refused."""
+        if refused:
+            self._queue.append(REFUSED, refused)
+        self._queue.trim(topic, through + 1)
+
+    def size(self) -> tuple[int, int]:
+        """(records, bytes) that wait."""
+        stats = [self._queue.stats(topic) for topic in self.topics()]
+        return sum(each.records for each in stats), sum(each.bytes for each in stats)
+
+    @contextmanager
+    def only_drainer(self) -> Iterator[bool]:
+        """Whether this process is the one that drains now.
+
+        One drainer at a time keeps the order. A lock on a file rather than a lease: the kernel
+        gives it back at once when its holder dies.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "drain.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
