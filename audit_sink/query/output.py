@@ -96,6 +96,8 @@ def _plain(value: Any) -> Any:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, str):
+        value = value.replace("\n", " ")
     text = json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)
     # A log holds what strangers sent: no control character of theirs reaches a terminal.
     text = "".join(c if c.isprintable() else "·" for c in text)

@@ -66,6 +66,8 @@ class Command(BaseCommand):
             return
         write = {"table": write_table, "json": write_json, "csv": write_csv}[form]
         if output is None:
+            # Django's wrapper would end each write with a newline.
+            self.stdout.ending = ""
             write(answer, self.stdout)
             return
         with output.open("w", encoding="utf-8", newline="") as file:
