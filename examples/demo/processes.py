@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import subprocess
@@ -38,8 +39,10 @@ class Program:
 
     :ivar name: what people call it; its log is ``<name>.log``.
     :ivar environ: its whole environment.
-    :ivar ready: asked again and again until it says yes; it may raise OSError for a no.
+    :ivar ready: asked again and again until it says yes; a failed connection is a no.
     :ivar patience: seconds it gets to end by itself when it is asked to stop.
+    :ivar folder: its working directory; None is ours.
+    :ivar rank: lower ranks are stopped before higher ones, those of one rank together.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Program:
     environ: Mapping[str, str]
     ready: Callable[[], bool] = lambda: True
     patience: float = 12.0
+    folder: Path | None = None
+    rank: int = 0
 
 
 class Child:
@@ -78,10 +83,14 @@ class Supervisor:
     """The demo's processes, as a context: leaving it, in whatever way, stops them all.
 
     :param logs: folder of the log files.
+    :param on_change: gets all process groups and their names whenever one is added.
     """
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(
+        self, logs: Path, on_change: Callable[[dict[int, str]], None] = lambda groups: None
+    ) -> None:
         self.logs = logs
+        self._on_change = on_change
         self.children: list[Child] = []
         self._starting = False
         self._interrupted = False
@@ -133,6 +142,7 @@ class Supervisor:
             process = subprocess.Popen(
                 program.argv,
                 env=dict(program.environ),
+                cwd=program.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -141,21 +151,27 @@ class Supervisor:
             child = Child(program, process, log)
             self.children.append(child)
             self._tell(f"+{child.group}")
+            self._on_change({child.group: child.program.name for child in self.children})
         return child
 
-    def run(self, program: Program, timeout: float) -> str:
-        """Run `program` to its end; return its output.
+    def start_task(self, program: Program) -> Child:
+        """Start `program`, which is to end by itself; :meth:`finish_task` waits for it."""
+        child = self.start(program)
+        child.is_ready = child.may_end = True
+        return child
+
+    def finish_task(self, child: Child, timeout: float) -> str:
+        """Wait for the end of what :meth:`start_task` started; return its output.
 
         :raises DemoError: it failed; the message holds the end of its output.
         :raises NotReady: it takes longer than `timeout` seconds.
         """
-        child = self.start(program)
-        child.is_ready = child.may_end = True
-        self.until(lambda: child.process.poll() is not None, timeout, f"{program.name} to finish")
+        name = child.program.name
+        self.until(lambda: child.process.poll() is not None, timeout, f"{name} to finish")
         self.children.remove(child)
         self._tell(f"-{child.group}")
         if child.process.returncode:
-            raise DemoError(f"{program.name} failed:\n{last_lines(child.log)}")
+            raise DemoError(f"{name} failed:\n{last_lines(child.log)}")
         return child.log.read_text(errors="replace")
 
     def check(self) -> None:
@@ -203,32 +219,37 @@ class Supervisor:
             ) from None
 
     def stop(self, on_stop: Callable[[str], None] = lambda name: None) -> None:
-        """Stop all processes, the last started first; killed when they do not end in time."""
+        """Stop all processes, rank by rank; killed when they do not end in time."""
         self._starting = True  # No signal interrupts this; what does not end is killed anyway.
         try:
             while self.children:
-                child = self.children[-1]
-                on_stop(child.program.name)
-                self._stop_one(child)
-                self._tell(f"-{child.group}")
-                self.children.pop()
+                rank = min(child.program.rank for child in self.children)
+                together = [child for child in self.children if child.program.rank == rank]
+                on_stop(", ".join(child.program.name for child in together))
+                self._stop_together(together)
+                for child in together:
+                    self._tell(f"-{child.group}")
+                    self.children.remove(child)
         finally:
             self._starting = False
 
-    def _stop_one(self, child: Child) -> None:
-        if child.process.poll() is None:
-            # The leader alone: it ends its own children in good order.
-            child.process.terminate()
+    def _stop_together(self, children: Sequence[Child]) -> None:
+        for child in children:
+            if child.process.poll() is None:
+                # The leader alone: it ends its own children in good order.
+                child.process.terminate()
+        deadline = time.monotonic() + max(child.program.patience for child in children)
+        for child in children:
             try:
-                child.process.wait(child.program.patience)
+                child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 pass
-        # Whatever is left of the group; the leader too if it would not end.
-        try:
-            os.killpg(child.group, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        child.process.wait()
+            # Whatever is left of the group; the leader too if it would not end.
+            try:
+                os.killpg(child.group, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.process.wait()
 
     def _tell(self, line: str) -> None:
         if self._guardian is None or self._guardian.stdin is None:
@@ -258,7 +279,7 @@ def log_says(log: Path, words: str) -> Callable[[], bool]:
 def _says_yes(ready: Callable[[], bool]) -> bool:
     try:
         return ready()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

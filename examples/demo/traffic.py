@@ -48,6 +48,8 @@ _NOTES = (
     "Recuento pedido por la tienda: 3 cajas mojadas, señalización dañada.",
     "Étiquette de prix manquante — à corriger avant l'ouverture ☕",
     "在庫を再確認しました。冷蔵庫 No. 4 📦",
+    # A line separator that is not a newline: text copied from a spreadsheet has it.
+    "Pasillo 4\u2028Pasillo 5: falta señalización\u0085",
 )
 
 

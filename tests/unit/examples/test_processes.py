@@ -80,12 +80,12 @@ def test_a_failure_half_way_stops_what_had_started(tmp_path: Path) -> None:
     assert eventually(lambda: not guardian.alive(groups[0]))
 
 
-def test_the_last_started_is_stopped_first(own: Supervisor) -> None:
-    for name in ("a", "b", "c"):
-        own.start(python(name, FOREVER))
+def test_ranks_are_stopped_in_their_order(own: Supervisor) -> None:
+    for name, rank in (("store", 2), ("source", 0), ("way", 1), ("clock", 0)):
+        own.start(python(name, FOREVER, rank=rank))
     order: list[str] = []
     own.stop(order.append)
-    assert order == ["c", "b", "a"]
+    assert order == ["source, clock", "way", "store"]
 
 
 def test_a_crash_is_noticed_with_the_end_of_its_log(own: Supervisor) -> None:
@@ -123,10 +123,14 @@ def test_a_refused_question_is_a_no(own: Supervisor) -> None:
     assert names == ["publisher"]
 
 
-def test_run_returns_the_output_and_tells_a_failure(own: Supervisor) -> None:
-    assert own.run(python("migrate", "print('done')"), 15) == "done\n"
+def finish(supervisor: Supervisor, code: str) -> str:
+    return supervisor.finish_task(supervisor.start_task(python("migrate", code)), 15)
+
+
+def test_a_task_gives_its_output_and_tells_a_failure(own: Supervisor) -> None:
+    assert finish(own, "print('done')") == "done\n"
     with pytest.raises(DemoError, match=r"(?s)migrate failed:.*locked"):
-        own.run(python("migrate", "raise SystemExit('locked')"), 15)
+        finish(own, "raise SystemExit('locked')")
     assert own.children == []
 
 
@@ -151,8 +155,8 @@ with Supervisor(Path(sys.argv[1])) as supervisor:
     child = supervisor.start(
         Program("child", [sys.executable, "-S", "-c", "import time; time.sleep(600)"], {})
     )
-    print(child.group, flush=True)
     try:
+        print(child.group, flush=True)
         time.sleep(600)
     except Interrupted:
         print("stopping", flush=True)
