@@ -2,11 +2,12 @@
 
 A test in the same process uses :func:`armed`; a child process is armed by its environment, for
 example ``AUDIT_TEST_FAILPOINTS=after_upload=kill``. ``kill`` ends the process at once, as
-``kill -9`` would; ``raise`` raises :class:`FailpointReached`.
+``kill -9`` would; ``raise`` raises :class:`FailpointReached`; ``kill:3`` waits for the third time.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ def _action(name: str, action: str | Callable[[], None]) -> Callable[[], None]:
         raise ValueError(f"{name!r} is no failpoint; there are {', '.join(NAMES)}.")
     if callable(action):
         return action
+    action, _, count = action.partition(":")
+    if count:
+        return _nth(int(count), _action(name, action))
     if action == "kill":
         return lambda: os._exit(137)
     if action == "raise":
@@ -54,6 +58,16 @@ def _action(name: str, action: str | Callable[[], None]) -> Callable[[], None]:
 
         return fail
     raise ValueError(f"{action!r} is no action of a failpoint; use kill or raise.")
+
+
+def _nth(count: int, action: Callable[[], None]) -> Callable[[], None]:
+    passes = itertools.count(1)
+
+    def act() -> None:
+        if next(passes) == count:
+            action()
+
+    return act
 
 
 def _from_environment() -> None:

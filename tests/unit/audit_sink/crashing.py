@@ -1,0 +1,110 @@
+"""A program for tests: publish, be killed at a failpoint, come back; prints what is in the lake.
+
+``python -m tests.unit.audit_sink.crashing FAILPOINT`` with AUDIT_DATA_DIR set. The parent touches
+nothing; each step is a forked child, as workers of a pool are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import django
+
+EVENTS = 120
+
+
+def in_child(step: Callable[[], None]) -> int:
+    """Run `step` in a fork; return its exit status."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            step()
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def publish() -> None:
+    from django.core.management import call_command
+
+    from audit_logging.spool import Record
+    from audit_publisher.eventlog import get_region
+    from audit_publisher.testing import make_event, make_record
+
+    call_command("migrate", verbosity=0)
+    sites = ("1704989259133687000", "1704989474816248000", None, "elsewhere")
+    records = [
+        make_record(
+            make_event(
+                request_id=f"00000000-0000-4000-8000-{index:012}",
+                site_id=sites[index % 4],
+                endpoint_name=f"iac{index % 3}/v1/inventory",
+            )
+        )
+        for index in range(EVENTS)
+    ]
+    poison = [Record(b"\0\0\0\0\1short", key=b"k", headers=records[0].headers)]
+    # Some twice: worker redelivery.
+    for receipt in get_region("primary").append(
+        "api-audit-events", [*records[:60], *poison, *records[40:], *records[:10]]
+    ):
+        assert receipt.error is None
+
+
+def crash(failpoint: str, nth: int, ahead: float) -> None:
+    from audit_sink.failpoints import armed
+    from audit_sink.ingest.run import ingest_all
+
+    with armed(failpoint, f"kill:{nth}"):
+        ingest_all(clock=lambda: time.time() + ahead)
+
+
+def recover() -> None:
+    from audit_sink.ingest.run import ingest_all
+    from audit_sink.lake.ledger import ledger_problems
+    from audit_sink.models import Batch
+    from audit_sink.query.engine import query
+
+    # The leases of the killed have run out by then.
+    outcomes = ingest_all(clock=lambda: time.time() + 3600)
+    rows = query("SELECT request_id, site FROM audit_logs").to_pylist()
+    print(
+        json.dumps(
+            {
+                "errors": [one.error for one in outcomes.values() if one.error],
+                "problems": [str(problem) for problem in ledger_problems()],
+                "twice": [k for k, n in Counter(row["request_id"] for row in rows).items() if n > 1],
+                "rows": len(rows),
+                "sites": Counter(row["site"] for row in rows),
+                "dead_lettered": sum(Batch.objects.values_list("dead_lettered", flat=True)),
+                "takeovers": sum(fence - 1 for fence in Batch.objects.values_list("fence", flat=True)),
+            }
+        )
+    )
+
+
+def main() -> None:
+    failpoint = sys.argv[1]
+    os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
+    django.setup()
+    assert in_child(publish) == 0
+    for nth in (1, 2, 3):
+        assert in_child(lambda: crash(failpoint, nth, nth * 100.0)) == 137  # noqa: B023
+    assert in_child(recover) == 0
+
+
+if __name__ == "__main__":
+    main()
