@@ -140,12 +140,11 @@ class System:
 
     def start(self) -> None:
         """Start everything and return when all of it is ready."""
-        self.places.claim()
         self.places.make(keep=False)
         make_keys(self.places)
         self.profile.prepare()
         programs = self.programs
-        self.supervisor.run(programs.database("a password for this test"), timeout=120)
+        self._run(programs.database("a password for this test"), timeout=120)
         for program in (
             programs.publisher(),
             programs.service(),
@@ -165,7 +164,10 @@ class System:
             self.programs.project_environ(),
             folder=ROOT,
         )
-        return self.supervisor.run(program, timeout)
+        return self._run(program, timeout)
+
+    def _run(self, program: Program, timeout: float) -> str:
+        return self.supervisor.finish_task(self.supervisor.start_task(program), timeout)
 
     def _bare_service(self) -> Program:
         program = self.programs.service()
