@@ -1,4 +1,4 @@
-"""Which regions and topics are left alone for now, so that a dead one costs no request its timeout."""
+"""Regions and topics left alone for now: a dead one costs no request its timeout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every metric of the publisher, with what to do about it. received = published + spooled + rejected."""
+"""Every metric of the publisher, with what to do about it.
+
+received = published + spooled + rejected, always.
+"""
 
 from __future__ import annotations
 

@@ -125,16 +125,16 @@ class ConsumerKey(models.Model):
     def __str__(self) -> str:
         return f"{self.consumer} key {self.key_version}"
 
-    def clean(self) -> None:
-        """Refuse a validity that ends before it begins."""
-        if self.not_before and self.not_after and self.not_after <= self.not_before:
-            raise ValidationError({"not_after": "It ends before it begins."})
-
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save; a text that is not a key is refused here too, not only in the admin."""
         self.public_key = self.public_key.strip() + "\n"
         validate_public_key(self.public_key)
         super().save(*args, **kwargs)
+
+    def clean(self) -> None:
+        """Refuse a validity that ends before it begins."""
+        if self.not_before and self.not_after and self.not_after <= self.not_before:
+            raise ValidationError({"not_after": "It ends before it begins."})
 
     @property
     def fingerprint(self) -> str:

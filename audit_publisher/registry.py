@@ -180,7 +180,7 @@ class ConfluentRegistry(Registry):
             headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
             if self._credentials:
                 headers |= urllib3.make_headers(basic_auth=self._credentials)
-            options = {"ca_certs": str(self._ca_file)} if self._ca_file else {}
+            options: dict[str, Any] = {"ca_certs": str(self._ca_file)} if self._ca_file else {}
             self._pool = urllib3.PoolManager(
                 headers=headers,
                 timeout=urllib3.Timeout(connect=self._timeout, read=self._timeout),

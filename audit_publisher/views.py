@@ -51,9 +51,9 @@ class PublisherView(APIView):
 
     operation = ""
     authentication_classes = [SignatureAuthentication]
-    permission_classes = []
-    throttle_classes = []
-    parser_classes = []
+    permission_classes: list[Any] = []
+    throttle_classes: list[Any] = []
+    parser_classes: list[Any] = []
     renderer_classes = [JSONRenderer]
     content_negotiation_class = _AnyAccept
 
