@@ -183,7 +183,7 @@ class Deliverer:
         :raises SpoolError: the publisher is away and the spool does not take it either; the
             broker still has it.
         """
-        lines = payload.splitlines()
+        lines = payload.split("\n")
         tries = 1 + self._options.DELIVERY_RETRIES
         for attempt in range(tries):
             if not self.breaker.allows:
@@ -249,7 +249,7 @@ class Deliverer:
         )
         if not records:
             return 1.0
-        lines = records[0].value.decode().splitlines()
+        lines = records[0].value.decode().split("\n")
         try:
             again = self._send(lines)
         except RetryLater as error:
