@@ -21,6 +21,8 @@ from .traffic import Call
 #: The id of a call in an event's headers, and in the headers of its record.
 HEADER = "wm-qos.correlation-id"
 _RECORD_HEADER = "wm_qos.correlation_id"
+#: Where the example service's worker puts what the publisher refuses for good.
+DEAD_LETTERS = "dead-letters.sqlite3"
 
 
 @dataclass
@@ -74,6 +76,17 @@ class Observer:
             found.update(_correlation_id(line) for line in _events_in(path))
         return found
 
+    def _refusals(self) -> Iterator[str]:
+        from audit_logging.spool import DurableQueue
+
+        path = self.places.service / DEAD_LETTERS
+        if path.exists():
+            queue = DurableQueue(path)
+            for stream in queue.streams():
+                for record in queue.read(stream, 0):
+                    yield (dict(record.headers).get("reason") or b"").decode()
+            queue.close()
+
     def _read_event_log(self) -> None:
         from audit_publisher.eventlog import Limits, get_region, region_names
         from audit_publisher.exceptions import EventLogError
@@ -126,7 +139,10 @@ class Observer:
 
     def complete(self) -> bool:
         """Whether every call is in the lake, and nothing is on its way any more."""
-        return self.seen.stored.keys() == self._ids and not self.seen.waiting
+        if self.seen.stored.keys() != self._ids or self.seen.waiting:
+            return False
+        # A second record of an event would make a second row only when it is read.
+        return not any(status.lag for status in _sinks())
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each kind of call that is not exactly one row in its bucket."""
@@ -145,6 +161,12 @@ class Observer:
                 f"{_example(not_published)}. Read {logs / 'delivery.log'} and "
                 f"{logs / 'publisher.log'}."
             )
+        refused = list(self._refusals())
+        if refused:
+            yield (
+                f"{len(refused)} events were refused for good, the first because: {refused[0]}. "
+                f"They lie in {self.places.service / DEAD_LETTERS}."
+            )
         not_stored = self.seen.published.keys() - self.seen.stored.keys()
         if not_stored:
             yield (
@@ -152,6 +174,12 @@ class Observer:
                 f"for example {_example(not_stored)}. Read {logs / 'sink.log'} and "
                 f"{logs / 'beat.log'}."
             )
+        for status in _sinks():
+            if status.error or status.dead_letters:
+                yield (
+                    f"The sink of {status.sink} put {status.dead_letters} records into its dead "
+                    f"letters; its last error: {status.error or 'none'}."
+                )
         doubled = {identity for identity, found in self.seen.stored.items() if len(found) > 1}
         if doubled:
             yield (
@@ -171,6 +199,12 @@ class Observer:
                 f"it belongs to {country[stray]} and is in {', '.join(self.seen.stored[stray])}. "
                 f"Read {logs / 'sink.log'}."
             )
+
+
+def _sinks() -> list[Any]:
+    from audit_sink.status import sink_statuses
+
+    return sink_statuses()
 
 
 def _example(identities: Iterable[str]) -> str:

@@ -29,10 +29,33 @@ def what_was_redacted(batch: Sequence[Call], rows: Mapping[str, Row]) -> list[Re
         for call in batch:
             place = _place(call, secret)
             if place is not None and call.id in rows:
-                sent, stored = place[0], _stored(rows[call.id], place[1])
-                found.append(Redacted(name, sent, stored))
+                found.append(
+                    Redacted(name, *_difference(place[0], _stored(rows[call.id], place[1])))
+                )
                 break
     return found
+
+
+def _difference(sent: str, stored: str) -> tuple[str, str]:
+    """The parts of two texts, JSON objects or key=value pairs, that are not the same."""
+    try:
+        before, after = json.loads(sent), json.loads(stored)
+        changed = [key for key in before if before[key] != after[key]]
+        return tuple(  # type: ignore[return-value]
+            json.dumps({key: side[key] for key in changed}, ensure_ascii=False)
+            for side in (before, after)
+        )
+    except (ValueError, KeyError, TypeError):
+        pass
+    pairs = list(zip(_pairs(sent), _pairs(stored), strict=False))
+    changed_pairs = [pair for pair in pairs if pair[0] != pair[1]]
+    if len(changed_pairs) < len(pairs):
+        return "&".join(one for one, _ in changed_pairs), "&".join(two for _, two in changed_pairs)
+    return sent, stored
+
+
+def _pairs(text: str) -> list[str]:
+    return text.replace("?", "?&", 1).split("&")
 
 
 def _place(call: Call, secret: str) -> tuple[str, str] | None:

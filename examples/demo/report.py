@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -81,7 +82,7 @@ class Counts:
 
 
 def _cell(count: int, planned: int) -> Text:
-    return Text(f"{count:,}", style="green" if count == planned else "yellow")
+    return Text(f"{count:,}", style="green" if count == planned else "yellow", justify="right")
 
 
 class Screen:
@@ -122,7 +123,7 @@ class Screen:
 
     def show(self, part: RenderableType) -> None:
         """A part of the report."""
-        self.console.print(Padding(part, (0, 0, 0, 2)))
+        self.console.print(Padding(part, (0, 0, 0, 2), expand=False))
 
     def lines(self, text: str) -> None:
         """Text that people copy: never wrapped."""
@@ -150,21 +151,24 @@ class _Progress:
 
 def files(found: Sequence[Any], shown_from: Path) -> RenderableType:
     """A short tree of the lake's files, from rows of the ledger."""
-    roots: dict[str, dict[str, list[Any]]] = {}
+    folders: dict[Path, dict[str, list[Any]]] = {}
     for file in found:
-        folder = str(Path(file.path).parent)
-        roots.setdefault(file.bucket, {}).setdefault(folder, []).append(file)
+        folder = (Path(urlsplit(file.bucket).path) / file.path).parent
+        folders.setdefault(folder.parent, {}).setdefault(folder.name, []).append(file)
     trees = []
-    for bucket in sorted(roots):
-        path = Path(bucket.removeprefix("file://"))
-        name = path.relative_to(shown_from) if path.is_relative_to(shown_from) else path
+    for folder in sorted(folders):
+        name = folder.relative_to(shown_from) if folder.is_relative_to(shown_from) else folder
         tree = Tree(f"[bold]{escape(str(name))}[/bold]", guide_style="dim")
-        for folder, its in sorted(roots[bucket].items()):
+        for endpoint, its in sorted(folders[folder].items()):
             rows, size = sum(file.rows for file in its), sum(file.bytes for file in its)
-            count = f"{len(its)} file{'s' if len(its) > 1 else ''}"
-            tree.add(f"{escape(folder)}  [dim]{count}, {rows:,} rows, {size / 1000:,.0f} kB[/dim]")
+            counted = f"{_many(len(its), 'file')}, {_many(rows, 'row')}, {size / 1000:,.0f} kB"
+            tree.add(f"{escape(endpoint)}  [dim]{counted}[/dim]")
         trees.append(tree)
     return Group(*trees)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def explained(row: dict[str, Any]) -> RenderableType:
@@ -179,7 +183,7 @@ def explained(row: dict[str, Any]) -> RenderableType:
     table.add_row("they sent", escape(_short(row["request_body"])))
     table.add_row("answer", Text(str(row["response_code"]), style="bold red"))
     table.add_row("we said", escape(_short(row["response_body"])))
-    if row["error_reason"]:
+    if row["error_reason"] not in (None, row["response_body"]):
         table.add_row("reason", Text(row["error_reason"], style="bold"))
     table.add_row("trace", row["trace_id"])
     return table

@@ -89,7 +89,7 @@ class Demo:
         began = time.monotonic()
         answers = self._send_and_wait(supervisor, observer)
         took = time.monotonic() - began
-        problems = [*unexpected(answers), *observer.problems()]
+        problems = [*self._odd_answers(answers), *observer.problems()]
         rows = observer.rows()
         problems += secrets_found(rows.values())
         self._report(observer, rows, problems, took)
@@ -137,6 +137,13 @@ class Demo:
 
             supervisor.until(arrived, 3600, "the requests to arrive", pause=0.1)
         return sending.result()
+
+    def _odd_answers(self, answers: list[Answer]) -> list[str]:
+        odd = list(unexpected(answers))
+        if not odd:
+            return []
+        log = self.places.logs / "inventory-api.log"
+        return [f"{len(odd)} requests were not answered as expected: {odd[0]}. Read {log}."]
 
     # -- the report -----------------------------------------------------------------------
 
