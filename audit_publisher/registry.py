@@ -145,7 +145,8 @@ class ConfluentRegistry(Registry):
         digest = hashlib.sha256(f"{subject}\n{canonical}".encode()).hexdigest()
         path = self._cache / f"{digest}.id"
         try:
-            answer = self._request("POST", f"/subjects/{subject}/versions", {"schema": schema_text})
+            # Always the same bytes for the same schema: registries tell texts apart by blanks.
+            answer = self._request("POST", f"/subjects/{subject}/versions", {"schema": canonical})
             schema_id = int(answer["id"])
             _keep(path, str(schema_id))
             _keep(self._cache / f"{schema_id}.avsc", schema_text)
