@@ -138,8 +138,8 @@ class _Worker:
             if claimed is None:
                 return "held"
             batch = claimed
-        failpoint("after_claim")
         try:
+            failpoint("after_claim")
             outcome.rows += self._store(batch, found)
         except Exception:
             claims.release(batch)

@@ -167,6 +167,8 @@ def _line(error: BaseException, columns: Sequence[str]) -> str:
         text += f" The only table is {TABLE}."
     elif "file system operations are disabled" in text:
         text = f"Files cannot be read from a question; the only table is {TABLE}."
+    elif "failed: IOError" in text or "failed: FileNotFound" in text:
+        text = f"A file of the lake cannot be read; audit_verify says more. ({text})"
     return text
 
 

@@ -1,7 +1,8 @@
 """A program for tests: publish, be killed at a failpoint, come back; prints what is in the lake.
 
-``python -m tests.unit.audit_sink.crashing FAILPOINT`` with AUDIT_DATA_DIR set. The parent touches
-nothing; each step is a forked child, as workers of a pool are.
+``python -m tests.unit.audit_sink.crashing FAILPOINT`` with AUDIT_DATA_DIR set; ``race`` in place of
+a failpoint lets four workers do the same work at the same time. The parent touches nothing; each
+step is a forked child, as workers of a pool are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ EVENTS = 120
 
 def in_child(step: Callable[[], None]) -> int:
     """Run `step` in a fork; return its exit status."""
+    return ended(start(step))
+
+
+def ended(pid: int) -> int:
+    """Wait for a fork; return its exit status."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def start(step: Callable[[], None]) -> int:
+    """Run `step` in a fork; return its process id."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -34,14 +45,14 @@ def in_child(step: Callable[[], None]) -> int:
         finally:
             sys.stdout.flush()
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
 
 
 def publish() -> None:
     from django.core.management import call_command
 
     from audit_logging.spool import Record
-    from audit_publisher.eventlog import get_region
+    from audit_publisher.eventlog import get_region, region_names
     from audit_publisher.testing import make_event, make_record
 
     call_command("migrate", verbosity=0)
@@ -58,10 +69,18 @@ def publish() -> None:
     ]
     poison = [Record(b"\0\0\0\0\1short", key=b"k", headers=records[0].headers)]
     # Some twice: worker redelivery.
-    for receipt in get_region("primary").append(
-        "api-audit-events", [*records[:60], *poison, *records[40:], *records[:10]]
-    ):
-        assert receipt.error is None
+    for region in region_names():
+        for receipt in get_region(region).append(
+            "api-audit-events", [*records[:60], *poison, *records[40:], *records[:10]]
+        ):
+            assert receipt.error is None
+
+
+def work() -> None:
+    from audit_sink.ingest.run import ingest_all
+
+    for _ in range(3):
+        ingest_all()
 
 
 def crash(failpoint: str, nth: int, ahead: float) -> None:
@@ -86,11 +105,15 @@ def recover() -> None:
             {
                 "errors": [one.error for one in outcomes.values() if one.error],
                 "problems": [str(problem) for problem in ledger_problems()],
-                "twice": [k for k, n in Counter(row["request_id"] for row in rows).items() if n > 1],
+                "twice": [
+                    k for k, n in Counter(row["request_id"] for row in rows).items() if n > 1
+                ],
                 "rows": len(rows),
                 "sites": Counter(row["site"] for row in rows),
                 "dead_lettered": sum(Batch.objects.values_list("dead_lettered", flat=True)),
-                "takeovers": sum(fence - 1 for fence in Batch.objects.values_list("fence", flat=True)),
+                "takeovers": sum(
+                    fence - 1 for fence in Batch.objects.values_list("fence", flat=True)
+                ),
             }
         )
     )
@@ -101,6 +124,11 @@ def main() -> None:
     os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
     django.setup()
     assert in_child(publish) == 0
+    if failpoint == "race":
+        for pid in [start(work) for _ in range(4)]:
+            assert ended(pid) == 0
+        assert in_child(recover) == 0
+        return
     for nth in (1, 2, 3):
         assert in_child(lambda: crash(failpoint, nth, nth * 100.0)) == 137  # noqa: B023
     assert in_child(recover) == 0

@@ -61,3 +61,20 @@ def test_killed_and_redone_on_postgresql(
 ) -> None:
     url = postgres_server.create_database(f"sink_{failpoint}")
     check(run_crashing(failpoint, tmp_path, AUDIT_DATABASE_URL=url))
+
+
+@pytest.mark.slow
+def test_workers_and_regions_that_race(tmp_path: Path) -> None:
+    """Four workers on the same lanes, and every event in both regions: one row each."""
+    check(run_crashing("race", tmp_path, **_second_region(tmp_path)))
+
+
+@pytest.mark.services
+@pytest.mark.slow
+def test_workers_and_regions_that_race_on_postgresql(tmp_path: Path, postgres_server: Any) -> None:
+    url = postgres_server.create_database("sink_race")
+    check(run_crashing("race", tmp_path, AUDIT_DATABASE_URL=url, **_second_region(tmp_path)))
+
+
+def _second_region(folder: Path) -> dict[str, str]:
+    return {"AUDIT_PUBLISHER_SECONDARY_URL": f"local://{folder}/secondary.sqlite3"}

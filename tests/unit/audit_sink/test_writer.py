@@ -1,0 +1,75 @@
+"""Parquet files: the same rows give the same bytes; sorted, compressed, described."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from audit_sink.ingest.decode import decode
+from audit_sink.ingest.writer import Part, encode, same_rows
+
+from .test_decode import body, record, schema_of
+
+
+def table(count: int = 50, seed: int = 1) -> pa.Table:
+    """Rows in the order that `seed` gives; the same rows for every seed."""
+    rows = [
+        body(
+            request_id=f"{n:04}", consumer_id=f"c{n % 7}", request_ts=1_700_000_000_000_000 + n % 9
+        )
+        for n in range(count)
+    ]
+    random.Random(seed).shuffle(rows)
+    return decode([record(n, row) for n, row in enumerate(rows)], schema_of)[0]
+
+
+def parts(source: pa.Table, **options: Any) -> list[Part]:
+    return list(encode(source, "stem", **{"level": 3, "metadata": {"sink": "US"}, **options}))
+
+
+def test_the_order_of_arrival_does_not_change_a_byte() -> None:
+    (one,), (other,) = parts(table(seed=1)), parts(table(seed=2))
+    assert one.data == other.data
+    assert one.sha256 == other.sha256
+
+
+def test_rows_lie_by_consumer_then_time() -> None:
+    (part,) = parts(table())
+    rows = pq.read_table(pa.BufferReader(part.data)).to_pylist()
+    order = [(row["consumer_id"], row["request_ts"], row["request_id"]) for row in rows]
+    assert order == sorted(order)
+    assert part.rows == len(rows) == 50
+    assert part.min_request_ts == min(row["request_ts"] for row in rows)
+    assert part.max_request_ts == max(row["request_ts"] for row in rows)
+
+
+def test_the_file_describes_itself() -> None:
+    (part,) = parts(table(), level=3)
+    file = pq.ParquetFile(pa.BufferReader(part.data))
+    assert file.schema_arrow.metadata[b"audit.schema_version"] == b"1"
+    assert file.schema_arrow.metadata[b"audit.sink"] == b"US"
+    group = file.metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert {column.compression for column in columns.values()} == {"ZSTD"}
+    assert columns["request_ts"].is_stats_set
+    for name in ("consumer_id", "path", "headers.key_value.key", "headers.key_value.value"):
+        assert columns[name].has_dictionary_page, name
+    assert not columns["request_id"].has_dictionary_page
+    assert "service" not in columns
+    assert "_offset" not in columns
+
+
+@pytest.mark.parametrize("empty", [0])
+def test_nothing_gives_no_file(empty: int) -> None:
+    assert parts(table(empty)) == []
+
+
+def test_other_rows_are_not_the_same() -> None:
+    (one,), (weaker,), (other,) = parts(table()), parts(table(), level=1), parts(table(49))
+    assert same_rows(one.data, weaker.data)
+    assert not same_rows(one.data, other.data)
+    assert not same_rows(one.data, b"no parquet")
