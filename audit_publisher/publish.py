@@ -219,7 +219,7 @@ class Publisher:
 
     def _probe_topics(self, region: str, state: RegionState) -> None:
         log = self._open_region(region)
-        for topic in self._topics():
+        for topic in dict.fromkeys([*self._topics(), *self.spool.topics()]):
             try:
                 log.partitions(topic)
             except UnknownTopic as error:
@@ -269,7 +269,8 @@ class Publisher:
                 moved += settled
                 metrics.DRAINED.labels(target).inc(settled - len(refused))
                 metrics.DRAIN_REFUSED.inc(len(refused))
-            if settled < len(records):
+            if settled < len(records) and (region or self._breaker.allows(target, topic)):
+                # The only region, or one that is merely busy: later. Else the next region, now.
                 break
         return moved
 

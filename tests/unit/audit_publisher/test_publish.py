@@ -1,0 +1,339 @@
+"""Making records durable: failover, the spool, its drain, and the account of every event."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from audit_publisher.breaker import Breaker
+from audit_publisher.eventlog import Receipt, Record
+from audit_publisher.eventlog.local import LocalEventLog
+from audit_publisher.exceptions import (
+    Backpressure,
+    EventLogError,
+    RecordRejected,
+    RecordTooLarge,
+    RegionUnavailable,
+    StorageExhausted,
+)
+from audit_publisher.publish import Publisher
+from audit_publisher.spool import REFUSED, Spool
+
+TOPIC = "events"
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Region(LocalEventLog):
+    """A real log whose answers can be made to fail."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        super().__init__(name, path, max_record_bytes=5000)
+        self.failure: EventLogError | None = None
+        self.poison: bytes | None = None
+        self.appends = 0
+        self.probes = 0
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        self.appends += 1
+        if self.failure is not None:
+            return [Receipt(error=self.failure)] * len(records)
+        if any(record.value == self.poison for record in records):
+            return [
+                Receipt(error=RecordRejected("poison"))
+                if record.value == self.poison
+                else super(Region, self).append(topic, [record])[0]
+                for record in records
+            ]
+        return super().append(topic, records)
+
+    def partitions(self, topic: str) -> int:
+        self.probes += 1
+        if isinstance(self.failure, RegionUnavailable):
+            raise self.failure
+        return super().partitions(topic)
+
+    def values(self, topic: str = TOPIC) -> list[bytes]:
+        # Past the failures, as somebody who looks at the disk.
+        return [record.value for record in self._queue.read(f"{topic}/0", 0)]
+
+
+class Setup:
+    """Two regions with one topic of one partition, a spool, and a clock."""
+
+    def __init__(self, folder: Path, spool_bytes: int = 1 << 20) -> None:
+        self.clock = Clock()
+        self.logs = {name: Region(name, folder / f"{name}.db") for name in ("primary", "secondary")}
+        for log in self.logs.values():
+            log.ensure_topic(TOPIC, 1)
+        self.spool = Spool(folder / "spool", spool_bytes)
+        self.publisher = self.another()
+
+    @property
+    def primary(self) -> Region:
+        return self.logs["primary"]
+
+    @property
+    def secondary(self) -> Region:
+        return self.logs["secondary"]
+
+    def another(self) -> Publisher:
+        """A publisher of another process, as it were; its background work is called by hand."""
+        made = Publisher(
+            tuple(self.logs),
+            self.spool,
+            open_region=self.logs.__getitem__,
+            topics=lambda: (TOPIC,),
+            cooldown=2,
+            drain_batch=3,
+            clock=self.clock,
+        )
+        made.start = lambda: None  # type: ignore[method-assign]
+        return made
+
+    def publish(self, *values: bytes, topic: str = TOPIC) -> list[str]:
+        outcomes = self.publisher.publish([(topic, Record(value, key=b"k")) for value in values])
+        return [outcome.region or outcome.status for outcome in outcomes]
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+DOWN = RegionUnavailable("down")
+
+
+def test_the_first_region_takes_it(setup: Setup) -> None:
+    assert setup.publish(b"1", b"2") == ["primary", "primary"]
+    assert (setup.primary.values(), setup.secondary.values()) == ([b"1", b"2"], [])
+
+
+def test_the_second_takes_over(setup: Setup) -> None:
+    setup.primary.failure = DOWN
+    assert setup.publish(b"1") == ["secondary"]
+    assert setup.secondary.values() == [b"1"]
+
+
+def test_a_dead_region_costs_one_request_its_timeout_and_no_other(setup: Setup) -> None:
+    setup.primary.failure = DOWN
+    for n in range(5):
+        setup.clock.now += 60  # requests never probe, however long it has been
+        assert setup.publish(str(n).encode()) == ["secondary"]
+    assert setup.primary.appends == 1
+
+
+def test_failing_back(setup: Setup) -> None:
+    setup.primary.failure = DOWN
+    setup.publish(b"1")
+    setup.publisher.probe()
+    assert setup.publish(b"2") == ["secondary"]
+    setup.primary.failure = None
+    setup.publisher.probe()
+    assert setup.publish(b"3") == ["secondary"], "not before the cool-down is over"
+    setup.clock.now += 2.1
+    setup.publisher.probe()
+    assert setup.publish(b"4") == ["primary"]
+    assert setup.publisher.states["primary"].up
+
+
+def test_the_background_finds_a_dead_region_before_any_request(setup: Setup) -> None:
+    setup.primary.failure = DOWN
+    setup.publisher.probe()
+    assert setup.publish(b"1") == ["secondary"]
+    assert setup.primary.appends == 0
+    assert setup.publisher.states["primary"].error == "down"
+
+
+def test_both_down_then_drained_in_order(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    for n in range(8):
+        assert setup.publish(f"{n}".encode()) == ["spooled"]
+    assert (setup.primary.appends, setup.secondary.appends) == (1, 1)
+    assert setup.publisher.drain() == 0
+    setup.secondary.failure = None
+    setup.clock.now += 100
+    setup.publisher.probe()
+    setup.publisher.drain()
+    assert setup.secondary.values() == [f"{n}".encode() for n in range(8)]
+    assert setup.spool.size() == (0, 0)
+    assert setup.publish(b"new") == ["secondary"]
+
+
+def test_a_drain_that_is_cut_off_goes_on_where_it_stopped(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(*(f"{n}".encode() for n in range(7)))
+    setup.primary.failure = None
+
+    real = Region.append
+
+    def first_batch_only(log: Region, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        if log.values():
+            log.failure = DOWN
+        return real(log, topic, records)
+
+    setup.primary.append = first_batch_only.__get__(setup.primary)  # type: ignore[method-assign]
+    setup.clock.now += 100
+    setup.publisher.probe()
+    setup.publisher.drain()
+    assert setup.primary.values() == [b"0", b"1", b"2"]
+    assert setup.spool.size()[0] == 4
+    del setup.primary.append
+    setup.primary.failure = None
+    setup.clock.now += 100
+    setup.publisher.probe()
+    setup.publisher.drain()
+    assert setup.primary.values() == [f"{n}".encode() for n in range(7)]
+
+
+def test_a_spool_survives_its_process(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(b"1", b"2")
+    setup.primary.failure = None
+    assert setup.another().drain() == 2
+    assert setup.primary.values() == [b"1", b"2"]
+
+
+def test_one_process_drains_at_a_time(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(b"1")
+    setup.primary.failure = None
+    other = setup.another()
+    with setup.spool.only_drainer() as mine:
+        assert mine
+        assert other.drain() == 0
+    assert other.drain() == 1
+
+
+def test_a_spooled_record_that_no_log_takes_does_not_block_the_others(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(b"1", b"bad", b"2")
+    setup.primary.failure, setup.primary.poison = None, b"bad"
+    assert setup.another().drain() == 3
+    assert setup.primary.values() == [b"1", b"2"]
+    assert [record.value for record in setup.spool.oldest(REFUSED, 10)] == [b"bad"]
+    assert setup.spool.size() == (0, 0)
+
+
+def test_too_large_is_refused_and_never_tried_elsewhere(setup: Setup) -> None:
+    outcomes = setup.publisher.publish([(TOPIC, Record(b"x" * 6000)), (TOPIC, Record(b"ok"))])
+    assert isinstance(outcomes[0].error, RecordTooLarge)
+    assert (outcomes[0].status, outcomes[0].retryable) == ("rejected", False)
+    assert outcomes[1].status == "published"
+    assert setup.secondary.appends == 0
+
+
+def test_a_missing_topic_leaves_the_others_alone(setup: Setup) -> None:
+    assert setup.publish(b"1", topic="missing") == ["spooled"]
+    assert setup.publish(b"2") == ["primary"]
+    setup.secondary.ensure_topic("missing", 1)
+    assert setup.publish(b"3", topic="missing") == ["spooled"]
+    assert setup.another().drain() == 2
+    assert setup.secondary.values("missing") == [b"1", b"3"]
+
+
+def test_too_much_in_flight_goes_to_disk_not_to_another_region(setup: Setup) -> None:
+    setup.primary.failure = Backpressure("queue full")
+    assert setup.publish(b"1") == ["spooled"]
+    assert setup.secondary.appends == 0
+    setup.primary.failure = None
+    assert setup.publish(b"2") == ["primary"], "the region itself was never given up"
+
+
+def test_a_full_spool(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, spool_bytes=300)
+    setup.primary.failure = setup.secondary.failure = DOWN
+    assert setup.publish(b"x" * 100) == ["spooled"]
+    (outcome,) = setup.publisher.publish([(TOPIC, Record(b"x" * 200))])
+    assert (outcome.status, outcome.retryable) == ("rejected", True)
+    assert isinstance(outcome.error, StorageExhausted)
+    setup.primary.failure = Backpressure("queue full")
+    (outcome,) = setup.another().publish([(TOPIC, Record(b"x" * 200))])
+    assert isinstance(outcome.error, Backpressure)
+
+
+def test_a_client_that_cannot_be_made_is_a_region_that_is_down(setup: Setup) -> None:
+    def broken(name: str) -> Region:
+        if name == "primary":
+            raise RuntimeError("no such file: tls.properties")
+        return setup.logs[name]
+
+    setup.publisher._open_region = broken
+    assert setup.publish(b"1") == ["secondary"]
+    setup.clock.now += 100
+    setup.publisher.probe()
+    assert "tls.properties" in setup.publisher.states["primary"].error
+
+
+def _total(name: str) -> float:
+    return sum(
+        sample.value
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == name
+    )
+
+
+def test_every_event_is_accounted_for(setup: Setup) -> None:
+    names = ("published", "spooled", "rejected")
+    before = [_total(f"audit_publisher_events_{name}_total") for name in names]
+    setup.publish(b"1", b"x" * 6000)
+    setup.primary.failure = DOWN
+    setup.publish(b"2")
+    setup.secondary.failure = DOWN
+    setup.publish(b"3", b"4", b"5")
+    after = [_total(f"audit_publisher_events_{name}_total") for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 3, 1]
+
+
+def test_many_threads(setup: Setup) -> None:
+    def work(number: int) -> None:
+        for n in range(10):
+            setup.publish(f"{number}-{n}".encode())
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    setup.primary.failure = DOWN
+    for thread in threads:
+        thread.join()
+    values = setup.primary.values() + setup.secondary.values()
+    assert sorted(values) == sorted(f"{a}-{b}".encode() for a in range(4) for b in range(10))
+
+
+def test_the_cool_down_grows_with_each_failure_and_ends_with_a_success() -> None:
+    clock = Clock()
+    breaker = Breaker(2, clock)
+    for wait in (2, 4, 8, 16, 32, 32):
+        breaker.failed("primary")
+        clock.now += wait - 0.01
+        assert not breaker.may_probe("primary")
+        clock.now += 0.02
+        assert breaker.may_probe("primary")
+        breaker.answered("primary")
+        assert breaker.allows("primary", TOPIC)
+    breaker.succeeded("primary", TOPIC)
+    breaker.failed("primary")
+    clock.now += 2.01
+    assert breaker.may_probe("primary")
+
+
+def test_failures_at_the_same_time_are_one() -> None:
+    clock = Clock()
+    breaker = Breaker(2, clock)
+    assert breaker.failed("primary") is True
+    assert [breaker.failed("primary") for _ in range(50)] == [False] * 50
+    clock.now += 2.01
+    assert breaker.may_probe("primary")

@@ -1,0 +1,124 @@
+"""Topics, keys and the headers beside a record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audit_publisher import codec, routing
+from audit_publisher.exceptions import InvalidEvent
+from audit_publisher.models import TopicRoute
+from audit_publisher.testing import make_event, make_record
+
+
+def headers(**event: Any) -> dict[str, bytes | None]:
+    return dict(make_record(make_event(**event)).headers)
+
+
+def test_what_a_record_carries() -> None:
+    found = headers(
+        consumer_id="c-1",
+        site_id="s-1",
+        headers={
+            "WM_QOS.CORRELATION_ID": "corr",
+            "wm_svc.name": "inventory",
+            "WM-SVC.VERSION": "1.2",
+            "Wm_Svc_Env": "prod",
+            "TraceParent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "authorization": "Bearer secret",
+            "wm_sec.auth_signature": "secret",
+        },
+    )
+    request_id = found.pop("request_id")
+    assert request_id is not None
+    assert found == {
+        "wm_consumer.id": b"c-1",
+        "wm_qos.correlation_id": b"corr",
+        "wm_svc.name": b"inventory",
+        "wm_svc.version": b"1.2",
+        "wm_svc.env": b"prod",
+        "wm-site-id": b"s-1",
+        "traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["WM-Site-Id", "wm_site_id", "WM_SITE_ID", "wm-site-id", "Wm-Site_Id"]
+)
+def test_the_site_in_any_spelling(name: str) -> None:
+    record = make_record(make_event(site_id=None, headers={name: " 1704 "}))
+    assert dict(record.headers)["wm-site-id"] == b"1704"
+    assert codec.decode(record.value)["site_id"] == "1704"
+
+
+def test_where_the_site_comes_from_first() -> None:
+    http = {"wm-site-id": "from-http", "wm-consumer-id": "the-service", "wm-svc-env": "stage"}
+    event = make_event(site_id=None, consumer_id=None, headers={"WM-Site-Id": "from-headers"})
+    record = make_record(event, http=http)
+    assert dict(record.headers)["wm-site-id"] == b"from-headers"
+    assert dict(record.headers)["wm_consumer.id"] == b"the-service"
+    assert dict(record.headers)["wm_svc.env"] == b"stage"
+    # Who delivered it is not who called the audited service.
+    assert codec.decode(record.value)["consumer_id"] is None
+    event = make_event(site_id="from-event", headers={"WM-Site-Id": "from-headers"})
+    assert dict(make_record(event, http=http).headers)["wm-site-id"] == b"from-event"
+    event = make_event(site_id=None, headers={})
+    assert dict(make_record(event, http=http).headers)["wm-site-id"] == b"from-http"
+
+
+def test_without_a_site_there_is_no_header() -> None:
+    assert "wm-site-id" not in headers(site_id=None)
+    assert "wm-site-id" not in headers(site_id="  ", headers={"wm-site-id": ""})
+
+
+@pytest.mark.parametrize("value", ["x" * 300, "a\nb", "a\x00"])
+def test_a_site_that_cannot_be_routed_by_is_refused(value: str) -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        make_record(make_event(site_id=None, headers={"wm-site-id": value}))
+    assert caught.value.field == "headers"
+
+
+def test_another_odd_header_stays_in_the_event_alone() -> None:
+    record = make_record(make_event(headers={"wm_qos.correlation_id": "x" * 300}))
+    assert "wm_qos.correlation_id" not in dict(record.headers)
+    assert codec.decode(record.value)["headers"] == {"wm-qos.correlation-id": "x" * 300}
+
+
+@given(
+    st.dictionaries(st.text(max_size=30), st.text(max_size=300), max_size=8),
+    st.text(max_size=300),
+)
+def test_any_headers_make_a_record_or_a_reason(found: dict[str, str], site: str) -> None:
+    try:
+        record = make_record(make_event(headers=found, site_id=site or None))
+    except (InvalidEvent, UnicodeEncodeError, TypeError):
+        return
+    assert {name for name, _ in record.headers} <= {*routing.FORWARDED, "request_id"}
+    assert all(len(value or b"") <= routing.MAX_HEADER_BYTES for _, value in record.headers)
+
+
+@given(st.binary(max_size=300))
+def test_any_site_header_makes_text_or_a_reason(raw: bytes) -> None:
+    try:
+        found = routing.http_headers({"HTTP_WM_SITE_ID": raw.decode("latin-1")})
+    except InvalidEvent:
+        return
+    assert not any(ord(character) < 32 for character in found.get("wm-site-id", ""))
+
+
+@pytest.mark.django_db
+def test_topic_routes_in_the_admin_decide() -> None:
+    TopicRoute.objects.create(service_name="inventory-api", topic="inventory-events")
+    TopicRoute.objects.create(service_name="old-api", topic="old-events", enabled=False)
+    assert routing.refresh()
+    assert routing.topic_for("inventory-api") == "inventory-events"
+    assert routing.topic_for("Inventory-API") == "api-audit-events"
+    assert routing.topic_for("old-api") == "api-audit-events"
+    assert routing.topics() == ("api-audit-events", "inventory-events", "old-events")
+
+
+def test_key() -> None:
+    assert make_record(make_event(endpoint_name="/a/b", service_name="s")).key == b"s/a/b"
