@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import socket
+import sqlite3
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,12 @@ import pyarrow.parquet as pq
 from examples.demo.prepare import ROOT, Places, make_keys
 from examples.demo.processes import Program, Supervisor
 from examples.demo.programs import Addresses, Programs
+from examples.demo.traffic import SITES, Call
 
 TOPIC = "api-audit-events"
+
+_PARTITIONS = 3
+_LEDGER = "SELECT coalesce(sum(rows), 0) FROM audit_sink_lakefile"
 
 #: Bucket rows carry the object's name under this key.
 OBJECT = "_object"
@@ -27,12 +35,14 @@ class Profile(ABC):
     """One way to run.
 
     :param root: a folder of the test's own.
+    :param service: further variables of the audited service.
     """
 
     name: str
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, service: dict[str, str] | None = None) -> None:
         self.root = root
+        self._service = service or {}
 
     @abstractmethod
     def prepare(self) -> None:
@@ -49,6 +59,14 @@ class Profile(ABC):
     @abstractmethod
     def objects(self, country: str) -> dict[str, bytes]:
         """Everything that lies in a country's bucket, by name."""
+
+    @abstractmethod
+    def appended(self) -> int:
+        """How many records the event log's primary region holds, asked of the log itself."""
+
+    @abstractmethod
+    def ledger_rows(self) -> int:
+        """How many stored rows the ledger counts, asked of the database itself."""
 
     def rows(self, country: str) -> list[dict[str, Any]]:
         """Every row of a country's bucket, read from its Parquet files alone."""
@@ -72,7 +90,18 @@ class Embedded(Profile):
         return {}
 
     def service(self) -> dict[str, str]:
-        return {}
+        return self._service
+
+    def appended(self) -> int:
+        (path,) = (self.root / "audit").rglob("eventlog.sqlite3")
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute(
+                "SELECT count(*) FROM record WHERE stream LIKE ?", (f"{TOPIC}/%",)
+            ).fetchone()[0]
+
+    def ledger_rows(self) -> int:
+        with closing(sqlite3.connect(self.root / "audit" / "audit.sqlite3")) as connection:
+            return connection.execute(_LEDGER).fetchone()[0]
 
     def objects(self, country: str) -> dict[str, bytes]:
         bucket = self.root / "audit" / "sink" / "buckets" / country.lower()
@@ -99,7 +128,7 @@ class Production(Profile):
 
     def prepare(self) -> None:
         for region in self._regions:
-            region.create_topics({TOPIC: 3, f"{TOPIC}_DLQ": 1})
+            region.create_topics({TOPIC: _PARTITIONS, f"{TOPIC}_DLQ": 1})
         for country in ("us", "ca", "mx"):
             self._gcs.create_bucket(f"journey-{country}")
         self._database = self._postgres.create_database("journey")
@@ -117,7 +146,26 @@ class Production(Profile):
         }
 
     def service(self) -> dict[str, str]:
-        return {"AUDIT_LOGGING_BROKER_URL": self._redis.url_for(1)}
+        return self._service | {"AUDIT_LOGGING_BROKER_URL": self._redis.url_for(1)}
+
+    def appended(self) -> int:
+        from confluent_kafka import Consumer, TopicPartition
+
+        consumer = Consumer({"bootstrap.servers": self._regions[0].address, "group.id": "count"})
+        try:
+            marks = [
+                consumer.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=10)
+                for partition in range(_PARTITIONS)
+            ]
+        finally:
+            consumer.close()
+        return sum(high - low for low, high in marks)
+
+    def ledger_rows(self) -> int:
+        import psycopg
+
+        with psycopg.connect(self._database) as connection:
+            return int(connection.execute(_LEDGER).fetchone()[0])
 
     def objects(self, country: str) -> dict[str, bytes]:
         client = self._gcs.client()
@@ -155,6 +203,29 @@ class System:
         ):
             self.supervisor.start(program)
         self.supervisor.wait_ready(90, on_ready=lambda name: None)
+
+    def kill(self, name: str) -> Program:
+        """Kill a process and all its children with SIGKILL; return what starts it again."""
+        (child,) = [each for each in self.supervisor.children if each.program.name == name]
+        self.supervisor.children.remove(child)
+        os.killpg(child.group, signal.SIGKILL)
+        child.process.wait()
+        return child.program
+
+    def start_again(self, program: Program) -> None:
+        """Start a killed process; return when it is ready."""
+        self.supervisor.start(program)
+        self.supervisor.wait_ready(60, on_ready=lambda name: None)
+
+    def stored(self, batch: Sequence[Call]) -> Counter[str]:
+        """How often each call of `batch` is in a bucket, whichever it is, by the call's id."""
+        wanted = {call.id for call in batch}
+        return Counter(
+            identity
+            for country in SITES
+            for row in self.profile.rows(country)
+            if (identity := dict(row["headers"]).get("wm-qos.correlation-id")) in wanted
+        )
 
     def manage(self, *arguments: str, timeout: float = 60) -> str:
         """Run a command of the project; return what it prints."""

@@ -146,6 +146,13 @@ def test_events_are_numbered_without_a_gap(journey: Journey) -> None:
         assert sorted(found) == list(range(len(found))), epoch
 
 
+def test_the_way_went_through_this_profile_s_parts(journey: Journey) -> None:
+    profile = journey.system.profile
+    # A batch whose delivery was repeated may be in the log twice; never in the lake.
+    assert profile.appended() >= CALLS
+    assert profile.ledger_rows() == CALLS
+
+
 def test_sql_reads_the_same_rows(journey: Journey) -> None:
     answer = journey.system.manage(
         "audit_query",
