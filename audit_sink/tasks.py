@@ -8,9 +8,9 @@ from celery import shared_task
 @shared_task(name="audit_sink.schedule", ignore_result=True)
 def schedule() -> int:
     """Enqueue one `ingest` for each lane that has something to do; return how many."""
-    from .ingest.schedule import due_lanes
+    from .ingest.schedule import enqueue_due
 
-    return sum(1 for lane in due_lanes() if ingest.delay(*lane.key))
+    return enqueue_due(ingest.delay)
 
 
 @shared_task(name="audit_sink.ingest", ignore_result=True)

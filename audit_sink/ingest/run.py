@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from django.db import transaction
+from django.db import DatabaseError, transaction
 
 from audit_publisher.eventlog import get_region
 from audit_publisher.eventlog.base import EventLog
@@ -76,7 +76,11 @@ def ingest(lane: Lane, *, clock: Clock = time.time, flush: bool = False) -> Outc
         if clock() >= give_up_at:
             outcome.state = "time_over"
             break
-    Lane.objects.filter(pk=lane.pk).update(busy_until=0)
+    try:
+        Lane.objects.filter(pk=lane.pk).update(busy_until=0)
+    except DatabaseError:
+        # The mark runs out by itself.
+        pass
     return outcome
 
 
@@ -141,8 +145,9 @@ class _Worker:
         try:
             failpoint("after_claim")
             outcome.rows += self._store(batch, found)
-        except Exception:
-            claims.release(batch)
+        except Exception as error:
+            if not isinstance(error, DatabaseError):
+                claims.release(batch)
             raise
         outcome.batches += 1
         return "stored"
@@ -331,10 +336,13 @@ def _record_failure(lane: Lane, error: Exception, clock: Clock) -> str:
         exc_info=None if isinstance(error, (EventLogError, SinkError)) else error,
     )
     metrics.STALLED.labels(*lane.key).set(int(stalled))
-    Lane.objects.filter(pk=lane.pk).update(
-        failures=failures, last_error=line[:2000], last_error_at=when, due_at=now + wait
-    )
-    Site.objects.filter(code=lane.sink).update(last_error=line[:2000], last_error_at=when)
+    try:
+        Lane.objects.filter(pk=lane.pk).update(
+            failures=failures, last_error=line[:2000], last_error_at=when, due_at=now + wait
+        )
+        Site.objects.filter(code=lane.sink).update(last_error=line[:2000], last_error_at=when)
+    except DatabaseError as failure:
+        logger.error("%s: the failure could not be recorded: %s", lane, failure)
     return line
 
 

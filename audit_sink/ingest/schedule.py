@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q
@@ -89,3 +89,17 @@ def due_lanes(clock: Clock = time.time) -> Iterator[Lane]:
         )
         if marked:
             yield lane
+
+
+def enqueue_due(send: Callable[[str, str, str, int], object], *, clock: Clock = time.time) -> int:
+    """Call `send` with the key of each lane that has something to do; return how many."""
+    sent = 0
+    for lane in due_lanes(clock):
+        try:
+            send(*lane.key)
+        except Exception:
+            # The broker is down: the next tick may find it up again.
+            Lane.objects.filter(pk=lane.pk).update(busy_until=0)
+            raise
+        sent += 1
+    return sent

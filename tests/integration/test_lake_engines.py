@@ -159,7 +159,9 @@ def test_a_lake_in_google_cloud_storage(
     Site.objects.filter(code="CA").update(bucket=f"gs://missing-{name}")
     events = publish()
     log = get_region("primary")
-    log.append(publisher_conf.DEFAULT_TOPIC, [make_record(make_event(site_id="1704989474816248000"))])
+    log.append(
+        publisher_conf.DEFAULT_TOPIC, [make_record(make_event(site_id="1704989474816248000"))]
+    )
     outcomes = ingest_all()
     assert {lane.split()[0] for lane, one in outcomes.items() if one.error} == {"CA"}
     assert "There is no bucket" in Site.objects.get(code="CA").last_error

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import close_old_connections
 
 from audit_sink.ingest.run import ingest, ingest_all
 from audit_sink.ingest.schedule import due_lanes
@@ -39,6 +40,7 @@ class Command(BaseCommand):
     def _follow(self) -> None:
         tick = threading.Event()
         while not tick.wait(1.0):
+            close_old_connections()
             for lane in due_lanes():
                 outcome = ingest(lane)
                 if outcome.batches:

@@ -38,7 +38,7 @@ def start(step: Callable[[], None]) -> int:
         try:
             step()
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - a fork must not run on in pytest's name
             import traceback
 
             traceback.print_exc()
@@ -100,7 +100,7 @@ def recover() -> None:
     # The leases of the killed have run out by then.
     outcomes = ingest_all(clock=lambda: time.time() + 3600)
     rows = query("SELECT request_id, site FROM audit_logs").to_pylist()
-    print(
+    sys.stdout.write(
         json.dumps(
             {
                 "errors": [one.error for one in outcomes.values() if one.error],

@@ -64,7 +64,7 @@ def paths() -> list[str]:
     return list(LakeFile.objects.values_list("path", flat=True))
 
 
-# -- rotation ---------------------------------------------------------------------------------
+# -- rotation -----------------------------------------------------------------------------------
 
 
 def test_a_range_waits_until_its_oldest_record_is_due(world: World) -> None:
@@ -164,7 +164,7 @@ def test_ids_are_forgotten_after_their_days(world: World, sink_options: Options)
     assert not SeenRequest.objects.exists()
 
 
-# -- poison ---------------------------------------------------------------------------------------
+# -- poison -------------------------------------------------------------------------------------
 
 
 def test_poison_goes_to_the_dead_letters_with_its_position_and_cause(world: World) -> None:
@@ -220,7 +220,7 @@ def test_poison_stays_poison_when_its_range_is_done_again(world: World) -> None:
     assert ledger_problems() == []
 
 
-# -- failures -------------------------------------------------------------------------------------
+# -- failures -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_a_file_of_an_earlier_try_is_kept_though_encoded_otherwise(
     assert ledger_problems() == []
 
 
-# -- start and progress -----------------------------------------------------------------------------
+# -- start and progress -------------------------------------------------------------------------
 
 
 def test_a_site_may_start_with_what_comes_from_now_on(world: World) -> None:

@@ -41,8 +41,11 @@ def test_a_plain_value_stays_as_it_is(value: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "007", "null", "NULL", "true", "False", "NaN", "inf", "2024-01-01", "1e3", "..", ".", "-"]
-    + ["a/b", "a=b", "é", "日本", "a b", "a*", "_x", "a" * (MAX_SLUG + 1), "\x00", "\ud800"],
+    [
+        *("", "007", "null", "NULL", "true", "False", "NaN", "inf", "2024-01-01", "1e3"),
+        *("..", ".", "-", "a/b", "a=b", "é", "日本", "a b", "a*", "_x", "a" * (MAX_SLUG + 1)),
+        *("\x00", "\ud800"),
+    ],
 )
 def test_a_value_that_some_engine_reads_otherwise_is_altered(value: str) -> None:
     found = slug(value)

@@ -152,11 +152,11 @@ def test_an_unknown_column_is_answered_with_the_columns_there_are(lake: World) -
 
 
 def test_an_unknown_site_is_named(lake: World) -> None:
-    with pytest.raises(QueryError, match="There is no site XX. Use CA, MX, US"):
+    with pytest.raises(QueryError, match=r"There is no site XX\. Use CA, MX, US"):
         query("SELECT 1", sites=["XX"])
 
 
-# -- the command ----------------------------------------------------------------------------------
+# -- the command --------------------------------------------------------------------------------
 
 
 def test_a_person_sees_a_table(lake: World) -> None:
