@@ -46,17 +46,15 @@ def arguments() -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests; give 1 or more")
+    return int(text)
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 1024 <= number < 65535:
-        raise argparse.ArgumentTypeError("from 1024 to 65534")
-    return number
+    if not text.isdecimal() or not 1024 <= int(text) < 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give one from 1024 to 65534")
+    return int(text)
 
 
 def main() -> int:

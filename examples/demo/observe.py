@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .prepare import Places
+from .prepare import Places, shown
 from .traffic import Call
 
 #: The id of a call in an event's headers, and in the headers of its record.
@@ -146,7 +146,7 @@ class Observer:
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each kind of call that is not exactly one row in its bucket."""
-        logs = self.places.logs
+        logs = shown(self.places.logs)
         total = len(self._ids)
         not_captured = self._ids - self.seen.captured
         if not_captured:
@@ -165,7 +165,7 @@ class Observer:
         if refused:
             yield (
                 f"{len(refused)} events were refused for good, the first because: {refused[0]}. "
-                f"They lie in {self.places.service / DEAD_LETTERS}."
+                f"They lie in {shown(self.places.service / DEAD_LETTERS)}."
             )
         not_stored = self.seen.published.keys() - self.seen.stored.keys()
         if not_stored:

@@ -27,6 +27,11 @@ _PACKAGES = (
 )
 
 
+def shown(path: Path) -> Path:
+    """`path` as a person in the checkout reads it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the demo keeps what it makes.

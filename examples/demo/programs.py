@@ -8,16 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .prepare import CONSUMER, KEY_VERSION, ROOT, Places
+from .prepare import CONSUMER, KEY_VERSION, ROOT, Places, shown
 from .processes import Program, clean_environ, log_says
 
-# Stopped in the order of the journey: what makes events (rank 0), what delivers them, what keeps
-# them.
-#: Threads rather than processes, and no talking to other workers: it starts and stops sooner.
-_WORKER = (
-    *("worker", "--pool", "threads", "-c", "2", "-l", "INFO"),
-    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-)
+#: No talking to other workers: it starts sooner.
+_QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +34,14 @@ class Addresses:
 
 
 class Programs:
-    """Makes the demo's programs.
+    """Makes the demo's programs, ranked so that what makes work stops first, then what does it.
 
     :param places: the demo's folder.
     :param addresses: where the servers listen.
+    :cvar pool: Celery's pool. Threads start and stop sooner than processes.
     """
+
+    pool = "threads"
 
     def __init__(self, places: Places, addresses: Addresses) -> None:
         self.places = places
@@ -96,9 +94,9 @@ class Programs:
         return _python(
             "sink",
             self.project_environ(),
-            *("-m", "celery", "-A", "config", *_WORKER, "-n", "sink@%h"),
+            *("-m", "celery", "-A", "config", *self._worker("sink")),
             ready=log_says(log, " ready."),
-            rank=2,
+            rank=1,
         )
 
     def beat(self) -> Program:
@@ -117,10 +115,14 @@ class Programs:
         return _python(
             "delivery",
             self.service_environ(),
-            *("-m", "celery", "-A", "audit_logging", *_WORKER, "-n", "delivery@%h"),
+            *("-m", "celery", "-A", "audit_logging", *self._worker("delivery")),
             ready=log_says(log, " ready."),
             rank=1,
         )
+
+    def _worker(self, name: str) -> tuple[str, ...]:
+        options = ("--pool", self.pool, "-c", "2", "-l", "INFO", "-n", f"{name}@%h")
+        return ("worker", *options, *_QUIET)
 
     def service(self) -> Program:
         """The example service."""
@@ -158,7 +160,4 @@ def _answers(port: int, path: str) -> Callable[[], bool]:
 
 def manage_command(places: Places) -> str:
     """How a person runs the project's command line against the demo's data."""
-    python = Path(sys.executable)
-    shown = python.relative_to(ROOT) if python.is_relative_to(ROOT) else python
-    data = places.audit.relative_to(ROOT) if places.audit.is_relative_to(ROOT) else places.audit
-    return f"AUDIT_DATA_DIR={data} {shown} manage.py"
+    return f"AUDIT_DATA_DIR={shown(places.audit)} {shown(Path(sys.executable))} manage.py"

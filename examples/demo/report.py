@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from .observe import Seen
+from .prepare import shown
 from .redacted import Redacted
 from .sender import Answer
 from .traffic import SITES, Call
@@ -93,7 +94,7 @@ class Screen:
         self._started = time.monotonic()
         if not self.console.is_terminal:
             # A log has no width of its own; a path must not be broken by one.
-            self.console.width = 110
+            self.console.width = 240
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
     def say(self, sentence: str) -> None:
@@ -109,8 +110,16 @@ class Screen:
     def progress(self, counts: Counts) -> Iterator[_Progress]:
         """Show `counts` while they change."""
         if not self.console.is_terminal:
-            yield _Progress(lambda: self.say(counts.line()), _LINE_EVERY)
-            self.say(counts.line())
+            said = ""
+
+            def say() -> None:
+                nonlocal said
+                if counts.line() != said:
+                    said = counts.line()
+                    self.say(said)
+
+            yield _Progress(say, _LINE_EVERY)
+            say()
             return
         with Live(counts.table(), console=self.console, auto_refresh=False) as live:
             yield _Progress(lambda: live.update(counts.table(), refresh=True), 0.1)
@@ -123,7 +132,11 @@ class Screen:
 
     def show(self, part: RenderableType) -> None:
         """A part of the report."""
-        self.console.print(Padding(part, (0, 0, 0, 2), expand=False))
+        with self.console.capture() as drawn:
+            self.console.print(Padding(part, (0, 0, 0, 2), expand=False))
+        # Rich fills lines with blanks; a log need not have them.
+        for line in drawn.get().splitlines():
+            print(line.rstrip())
 
     def lines(self, text: str) -> None:
         """Text that people copy: never wrapped."""
@@ -134,7 +147,7 @@ class Screen:
 class _Progress:
     """Draws, but not more often than makes sense."""
 
-    def __init__(self, draw: Any, every: float) -> None:
+    def __init__(self, draw: Callable[[], None], every: float) -> None:
         self._draw = draw
         self._every = every
         self._next = time.monotonic() + every
@@ -149,7 +162,7 @@ class _Progress:
 # -- parts of the report --------------------------------------------------------------------
 
 
-def files(found: Sequence[Any], shown_from: Path) -> RenderableType:
+def files(found: Sequence[Any]) -> RenderableType:
     """A short tree of the lake's files, from rows of the ledger."""
     folders: dict[Path, dict[str, list[Any]]] = {}
     for file in found:
@@ -157,8 +170,7 @@ def files(found: Sequence[Any], shown_from: Path) -> RenderableType:
         folders.setdefault(folder.parent, {}).setdefault(folder.name, []).append(file)
     trees = []
     for folder in sorted(folders):
-        name = folder.relative_to(shown_from) if folder.is_relative_to(shown_from) else folder
-        tree = Tree(f"[bold]{escape(str(name))}[/bold]", guide_style="dim")
+        tree = Tree(f"[bold]{escape(str(shown(folder)))}[/bold]", guide_style="dim")
         for endpoint, its in sorted(folders[folder].items()):
             rows, size = sum(file.rows for file in its), sum(file.bytes for file in its)
             counted = f"{_many(len(its), 'file')}, {_many(rows, 'row')}, {size / 1000:,.0f} kB"
@@ -183,7 +195,7 @@ def explained(row: dict[str, Any]) -> RenderableType:
     table.add_row("they sent", escape(_short(row["request_body"])))
     table.add_row("answer", Text(str(row["response_code"]), style="bold red"))
     table.add_row("we said", escape(_short(row["response_body"])))
-    if row["error_reason"] not in (None, row["response_body"]):
+    if row["error_reason"] and _short(row["error_reason"]) != _short(row["response_body"]):
         table.add_row("reason", Text(row["error_reason"], style="bold"))
     table.add_row("trace", row["trace_id"])
     return table

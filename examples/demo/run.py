@@ -11,7 +11,7 @@ from typing import Any
 
 from . import report
 from .observe import Observer
-from .prepare import ADMIN, ROOT, Places, make_keys
+from .prepare import ADMIN, Places, make_keys, shown
 from .processes import DemoError, Interrupted, Supervisor
 from .programs import Addresses, Programs, manage_command
 from .redacted import secrets_found, what_was_redacted
@@ -46,7 +46,8 @@ class Demo:
     def run(self) -> int:
         """Run to the end; return the exit status."""
         run_file = RunFile(self.places.run_file)
-        finished = False
+        # As a shell tells an interruption; Ctrl-C after the report is no interruption.
+        status = 130
         try:
             self.places.claim()
             run_file.clear_stale(self.screen.say)
@@ -56,12 +57,10 @@ class Demo:
                 supervisor.handle_signals()
                 try:
                     status = self._course(supervisor)
-                    finished = True
                     if not self.once:
                         self._stay(supervisor)
                 except Interrupted:
                     self.screen.console.print()
-                    status = 0 if finished and not self.once else 130
                 except DemoError as error:
                     self.screen.problem(str(error))
                     status = 1
@@ -97,7 +96,7 @@ class Demo:
 
     def _start(self, supervisor: Supervisor) -> None:
         screen, programs = self.screen, self.programs
-        screen.say(f"Starting; each process writes to its file in {_short(self.places.logs)}")
+        screen.say(f"Starting; each process writes to its file in {shown(self.places.logs)}")
         make_keys(self.places)
         # What needs no database starts while that is made.
         database = supervisor.start_task(programs.database(self.password))
@@ -142,7 +141,7 @@ class Demo:
         odd = list(unexpected(answers))
         if not odd:
             return []
-        log = self.places.logs / "inventory-api.log"
+        log = shown(self.places.logs / "inventory-api.log")
         return [f"{len(odd)} requests were not answered as expected: {odd[0]}. Read {log}."]
 
     # -- the report -----------------------------------------------------------------------
@@ -165,14 +164,17 @@ class Demo:
                 f"Each of the {total} requests is one row, in the bucket of its site: "
                 f"{took:.1f} s from the first request to the last row"
             )
-        screen.heading("Where the files lie")
-        screen.show(report.files(observer.files, ROOT))
+        if rows:
+            screen.heading("Where the files lie")
+            screen.show(report.files(observer.files))
         failed = self._a_failed_call(rows)
         if failed is not None:
             screen.heading(f"Why did {failed.id[:8]}… fail? From the lake:")
             screen.show(report.explained(rows[failed.id]))
-        screen.heading("What was redacted before it left the service")
-        screen.show(report.redacted(what_was_redacted(self.batch, rows)))
+        redacted = what_was_redacted(self.batch, rows)
+        if redacted:
+            screen.heading("What was redacted before it left the service")
+            screen.show(report.redacted(redacted))
         if not self.once:
             self._invite()
 
@@ -208,7 +210,3 @@ class Demo:
         while True:
             supervisor.check()
             time.sleep(0.5)
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
