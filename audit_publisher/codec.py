@@ -128,9 +128,10 @@ def decode(value: bytes) -> dict[str, Any]:
     :raises RegistryError: its schema is not known.
     """
     schema_id, body = split_frame(value)
+    writer = _writer_schema(schema_id)
     stream = BytesIO(body)
     try:
-        event = fastavro.schemaless_reader(stream, _writer_schema(schema_id), parsed_schema())
+        event = fastavro.schemaless_reader(stream, writer, parsed_schema())
     except Exception as error:
         raise CodecError(f"The body does not fit schema {schema_id}: {error}") from error
     if stream.read(1):

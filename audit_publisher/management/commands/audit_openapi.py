@@ -19,16 +19,16 @@ class Command(BaseCommand):
     requires_migrations_checks = False
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Declare --check and --stdout."""
+        """Declare --check and --print."""
         parser.add_argument(
             "--check", action="store_true", help="Fail if the document is out of date."
         )
-        parser.add_argument("--stdout", action="store_true", help="Print it instead.")
+        parser.add_argument("--print", action="store_true", help="Print it instead.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Write, print or compare."""
         text = openapi.text()
-        if options["stdout"]:
+        if options["print"]:
             self.stdout.write(text, ending="")
         elif options["check"]:
             path = openapi.DOCUMENT_PATH

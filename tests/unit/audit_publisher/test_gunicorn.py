@@ -1,0 +1,242 @@
+"""The publisher behind its real server: what arrives of our headers, and of bodies.
+
+Django's test client sets META itself and would hide what a server does to header names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit_logging.signing import Signer
+from audit_publisher.eventlog import Limits, Record
+from audit_publisher.eventlog.local import LocalEventLog
+from audit_publisher.testing import make_event
+from tests.unit.audit_publisher.conftest import BATCH, CONSUMER, URL
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Server:
+    """A running publisher, and raw requests to it."""
+
+    def __init__(self, port: int, data: Path) -> None:
+        self.port = port
+        self.data = data
+
+    def raw(self, request: bytes) -> tuple[int, dict[str, Any]]:
+        """Send bytes, return (status, JSON body)."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(request)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body or b"null")
+
+    def post(
+        self, headers: list[tuple[str, str]], body: bytes, url: str = URL
+    ) -> tuple[int, dict[str, Any]]:
+        """A POST with exactly these header lines."""
+        lines = [
+            f"POST {url} HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Connection: close",
+            "Content-Type: application/json",
+            *(f"{name}: {value}" for name, value in headers),
+        ]
+        if not any(name == "Transfer-Encoding" for name, _ in headers):
+            lines.append(f"Content-Length: {len(body)}")
+        return self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def records(self) -> list[Record]:
+        """What the event log holds."""
+        log = LocalEventLog("primary", self.data / "publisher" / "eventlog.sqlite3")
+        return [
+            record
+            for partition in range(log.partitions("api-audit-events"))
+            for record in log.read("api-audit-events", partition, 0, Limits(timeout=0))
+        ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, public_pem: str) -> Iterator[Server]:
+    data = tmp_path_factory.mktemp("served")
+    (data / "public.pem").write_text(public_pem)
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")
+    } | {
+        "DJANGO_SETTINGS_MODULE": "config.settings",
+        "AUDIT_DATA_DIR": str(data),
+        "GUNICORN_WORKERS": "1",
+        "GUNICORN_BIND": "127.0.0.1:0",
+        "AUDIT_PUBLISHER_MAX_EVENT_BYTES": "500000",
+    }
+
+    def manage(*arguments: str) -> None:
+        subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env=environ,
+            check=True,
+            capture_output=True,
+        )
+
+    manage("migrate", "--verbosity=0")
+    manage("audit_key", "add", f"--consumer={CONSUMER}", f"--public-key={data / 'public.pem'}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (data / "gunicorn.log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "-c", "python:audit_publisher.gunicorn"],
+        cwd=ROOT,
+        env=environ | {"GUNICORN_BIND": f"127.0.0.1:{port}"},
+        stdout=log,
+        stderr=log,
+    )
+    made = Server(port, data)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                status, _ = made.raw(
+                    b"GET /health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+                )
+                if status == 200:
+                    break
+            except OSError:
+                pass
+            running = process.poll() is None and time.monotonic() < deadline
+            assert running, (data / "gunicorn.log").read_text()
+            time.sleep(0.05)
+        yield made
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        log.close()
+
+
+@pytest.fixture
+def signed(private_key_file: Path) -> dict[str, str]:
+    return Signer(CONSUMER, "1", private_key_file).headers(int(time.time() * 1000))
+
+
+def body(**overrides: Any) -> bytes:
+    return json.dumps(make_event(**overrides)).encode()
+
+
+UNDERSCORES = {
+    "WM-CONSUMER.ID": "WM_CONSUMER.ID",
+    "WM-CONSUMER.INTIMESTAMP": "WM_CONSUMER.INTIMESTAMP",
+    "WM-SEC.KEY-VERSION": "WM_SEC.KEY_VERSION",
+    "WM-SEC.AUTH-SIGNATURE": "WM_SEC.AUTH_SIGNATURE",
+}
+
+
+def test_hyphen_spelling(server: Server, signed: dict[str, str]) -> None:
+    status, answer = server.post([*signed.items()], body())
+    assert (status, answer["status"]) == (200, "published")
+
+
+def test_underscore_spelling(server: Server, signed: dict[str, str]) -> None:
+    headers = [(UNDERSCORES[name], value) for name, value in signed.items()]
+    assert server.post(headers, body())[0] == 200
+    lower = [(name.lower(), value) for name, value in headers]
+    assert server.post(lower, body())[0] == 200
+
+
+@pytest.mark.parametrize("name", sorted(UNDERSCORES))
+def test_twice_is_refused(server: Server, signed: dict[str, str], name: str) -> None:
+    for twin in (name, UNDERSCORES[name]):
+        for value in (signed[name], "other"):
+            status, answer = server.post([*signed.items(), (twin, value)], body())
+            assert (status, answer["detail"]) == (401, f"{name} was sent more than once.")
+
+
+def test_without_a_signature(server: Server) -> None:
+    assert server.post([], body())[0] == 401
+
+
+@pytest.mark.parametrize("name", ["WM-Site-Id", "wm_site_id", "WM_SITE_ID", "WM-SITE_ID"])
+def test_the_site_in_any_spelling(server: Server, signed: dict[str, str], name: str) -> None:
+    data = body(site_id=None, headers={})
+    status, answer = server.post([*signed.items(), (name, "1704989474816248000")], data)
+    assert status == 200
+    sites = {
+        dict(record.headers)["request_id"].decode(): dict(record.headers).get("wm-site-id")
+        for record in server.records()
+    }
+    assert sites[answer["request_id"]] == b"1704989474816248000"
+
+
+def test_a_peer_cannot_set_what_only_a_proxy_may(server: Server, signed: dict[str, str]) -> None:
+    status, _ = server.post([*signed.items(), ("SCRIPT_NAME", "/admin")], body())
+    assert status == 200
+
+
+def test_a_chunked_body(server: Server, signed: dict[str, str]) -> None:
+    data = body(response_body="x" * 100_000)
+    parts = [data[i : i + 30_000] for i in range(0, len(data), 30_000)]
+    chunked = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    status, answer = server.post([*signed.items(), ("Transfer-Encoding", "chunked")], chunked)
+    assert (status, answer["status"]) == (200, "published")
+
+
+def test_a_chunked_body_over_the_limit(server: Server, signed: dict[str, str]) -> None:
+    chunked = (b"%x\r\n" % 300_000 + b"x" * 300_000 + b"\r\n") * 2 + b"0\r\n\r\n"
+    status, _ = server.post([*signed.items(), ("Transfer-Encoding", "chunked")], chunked)
+    assert status == 413
+
+
+def test_a_length_over_the_limit_is_refused_before_the_body(
+    server: Server, signed: dict[str, str]
+) -> None:
+    lines = [f"POST {URL} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in signed.items()]
+    lines += ["Content-Type: application/json", "Content-Length: 900000000"]
+    assert server.raw("\r\n".join(lines).encode() + b"\r\n\r\n")[0] == 413
+
+
+def test_a_batch(server: Server, signed: dict[str, str]) -> None:
+    status, answer = server.post([*signed.items()], b"[" + body() + b"," + body() + b"]", BATCH)
+    assert (status, [item["status"] for item in answer["items"]]) == (200, ["published"] * 2)
+
+
+def test_a_key_revoked_in_the_admin_is_refused_within_seconds(
+    server: Server, signed: dict[str, str]
+) -> None:
+    environ = os.environ | {
+        "DJANGO_SETTINGS_MODULE": "config.settings",
+        "AUDIT_DATA_DIR": str(server.data),
+    }
+
+    def key(*arguments: str) -> None:
+        subprocess.run(
+            [sys.executable, "manage.py", "audit_key", *arguments, f"--consumer={CONSUMER}"],
+            cwd=ROOT,
+            env=environ,
+            check=True,
+            capture_output=True,
+        )
+
+    key("revoke", "--key-version=1")
+    deadline = time.monotonic() + 5
+    while server.post([*signed.items()], body())[0] == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    key("add", f"--public-key={server.data / 'public.pem'}")
+    deadline = time.monotonic() + 5
+    while server.post([*signed.items()], body())[0] != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
