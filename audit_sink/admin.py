@@ -104,6 +104,28 @@ class LaneAdmin(ReadOnlyAdmin):
         "last_error_at",
     )
     list_filter = ("sink", "region", "topic")
+    actions = ("accept_lost",)
+
+    def has_accept_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("audit_sink.change_lane")
+
+    @admin.action(
+        description="Go on without records that are gone from the log", permissions=["accept"]
+    )
+    def accept_lost(self, request: HttpRequest, queryset: QuerySet[Lane]) -> None:
+        from audit_publisher.exceptions import EventLogError
+
+        from .exceptions import RangeUnavailable
+        from .ingest.upkeep import accept_lost
+
+        for lane in queryset:
+            try:
+                lost = accept_lost(lane)
+            except (RangeUnavailable, EventLogError) as error:
+                messages.error(request, str(error))
+            else:
+                level = messages.WARNING if lost else messages.INFO
+                messages.add_message(request, level, f"{lane}: {lost:,} offsets are lost.")
 
     @admin.display(description="lag")
     def lag(self, lane: Lane) -> int:
@@ -127,6 +149,7 @@ class BatchAdmin(ReadOnlyAdmin):
         "stored",
         "duplicates",
         "dead_lettered",
+        "lost",
         "size",
         "done_at",
         "took",

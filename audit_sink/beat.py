@@ -35,8 +35,8 @@ def make_schedule(*, using: str = "default", **kwargs: Any) -> None:
     if not tasks.filter(task="audit_sink.prune").exists():
         nightly, _ = CrontabSchedule.objects.using(using).get_or_create(minute="17", hour="3")
         tasks.create(
-            name="Sink: forget old request ids",
+            name="Sink: keep the ledger small",
             task="audit_sink.prune",
             crontab=nightly,
-            description="Keeps the ledger small; see AUDIT_SINK_DEDUP_DAYS.",
+            description="Forgets request ids after AUDIT_SINK_DEDUP_DAYS, merges empty batches.",
         )

@@ -36,6 +36,12 @@ DEAD_LETTERS = Counter(
     "correct its id), framing, schema, avro, value (fix the producer, then redrive).",
     ("sink", "reason"),
 )
+LOST = Counter(
+    "audit_sink_lost_offsets_total",
+    "Offsets that the log's retention took before they were stored, and that an admin accepted as "
+    "lost. Make the log's retention longer; look for the records in the other region.",
+    LANE,
+)
 FAILURES = Counter(
     "audit_sink_failures_total",
     "Tries of a range that failed, by class of error; the same range is tried again. See the "

@@ -164,6 +164,9 @@ class Batch(LaneKey):
     stored = models.PositiveIntegerField(default=0, help_text="Rows in files.")
     duplicates = models.PositiveIntegerField(default=0, help_text="Left out: stored before.")
     dead_lettered = models.PositiveIntegerField(default=0, help_text="Sent to the dead letters.")
+    lost = models.BigIntegerField(
+        default=0, help_text="Offsets that were gone from the log before they could be read."
+    )
     bytes = models.BigIntegerField(default=0, help_text="Bytes of the files.")
     claimed_at = models.DateTimeField(default=timezone.now)
     done_at = models.DateTimeField(null=True, blank=True)

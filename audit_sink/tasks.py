@@ -23,7 +23,8 @@ def ingest(sink: str, region: str, topic: str, partition: int) -> str:
 
 @shared_task(name="audit_sink.prune", ignore_result=True)
 def prune() -> int:
-    """Forget request_ids past DEDUP_DAYS; return how many."""
+    """Keep the ledger small: old request_ids, batches without a record; return rows removed."""
     from .ingest.dedup import prune as prune_seen
+    from .ingest.upkeep import merge_idle
 
-    return prune_seen()
+    return prune_seen() + merge_idle()

@@ -84,7 +84,7 @@ def _read(log: EventLog, topic: str, partition: int, start: int) -> Sequence[Sto
     except OffsetOutOfRange as error:
         what = (
             f"offsets {start} to {error.low} are gone: the log's retention passed before they were "
-            f"stored"
+            f"stored. Accept it at /admin/audit_sink/lane/ to go on"
             if start < error.low
             else f"the log ends at {error.high}, before offset {start}: the topic was made anew"
         )

@@ -7,7 +7,6 @@ dead-letters it. Nothing in a header makes this raise.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -44,8 +43,13 @@ class SiteFilter:
         """Return the code of the site that owns a record with these headers, or UNROUTABLE."""
         label: bytes | None = None
         for name, value in headers:
-            if not _is_site_header(name):
-                continue
+            # This runs for each header of each record, for each site: hence no calls here.
+            try:
+                if not _SPELLINGS[name]:
+                    continue
+            except (KeyError, TypeError):
+                if not _is_site_header(name):
+                    continue
             # A header without a value says no more than no header.
             value = _clean(value)
             if value:
@@ -71,14 +75,15 @@ def _clean(value: Any) -> bytes:
     return bytes(value).strip() if isinstance(value, (bytes, bytearray, memoryview)) else b"?"
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_known_site_header(name: str) -> bool:
-    return header_key(name) == HEADER
+#: Header names seen, and whether each is a spelling of HEADER. Producers use few names; foreign
+#: ones shall not fill the memory.
+_SPELLINGS: dict[Any, bool] = {}
+_MAX_SPELLINGS = 1024
 
 
 def _is_site_header(name: Any) -> bool:
-    if isinstance(name, bytes):
-        name = name.decode("utf-8", "replace")
-    if not isinstance(name, str) or len(name) > 64:
-        return False
-    return _is_known_site_header(name)
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+    found = isinstance(text, str) and len(text) <= 64 and header_key(text) == HEADER
+    if isinstance(name, str) and len(name) <= 64 and len(_SPELLINGS) < _MAX_SPELLINGS:
+        _SPELLINGS[name] = found
+    return found

@@ -140,6 +140,13 @@ def test_sites_are_paused_and_resumed(lake: World, admin_client: Any) -> None:
     assert set(Lane.objects.filter(sink="US").values_list("failures", "due_at")) == {(0, 0)}
 
 
+def test_what_is_lost_is_accepted_in_admin(lake: World, admin_client: Any) -> None:
+    lanes = Lane.objects.filter(sink="US", region="primary")
+    form = {"action": "accept_lost", "_selected_action": [lane.pk for lane in lanes]}
+    page = admin_client.post(reverse("admin:audit_sink_lane_changelist"), form, follow=True)
+    assert "0 offsets are lost" in page.content.decode()
+
+
 def test_a_bucket_that_cannot_be_used_is_said_when_the_site_is_saved(
     world: World, admin_client: Any
 ) -> None:

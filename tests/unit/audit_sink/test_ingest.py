@@ -10,10 +10,12 @@ import pytest
 
 from audit_logging.spool import Record
 from audit_publisher.eventlog import get_region
+from audit_sink.exceptions import RangeUnavailable
 from audit_sink.failpoints import armed
 from audit_sink.ingest.run import ingest, ingest_all
+from audit_sink.ingest.upkeep import accept_lost, merge_idle
 from audit_sink.lake.ledger import ledger_problems
-from audit_sink.models import UNROUTABLE, Batch, DeadLetter, LakeFile, SeenRequest, Site
+from audit_sink.models import UNROUTABLE, Batch, DeadLetter, LakeFile, Lane, SeenRequest, Site
 
 from .conftest import SITES, World
 
@@ -327,6 +329,49 @@ def test_records_that_retention_took_are_reported_not_skipped(world: World, us: 
     us.refresh_from_db()
     assert "offsets 10 to 15 are gone" in us.last_error
     assert world.lane("US").next_offset == 10
+    # An admin accepts it: the ledger keeps the hole, and the rest is stored.
+    assert [accept_lost(lane, clock=world.clock) for lane in Lane.objects.filter(sink="US")] == [
+        *(5, 0),
+        *(0, 0),
+    ]
+    world.ingest()
+    us.refresh_from_db()
+    assert us.last_error == ""
+    assert len(world.ids()) == 15
+    assert sum(Batch.objects.filter(sink="US").values_list("lost", flat=True)) == 5
+    assert ledger_problems() == []
+
+
+def test_a_log_that_was_made_anew_is_reported(world: World) -> None:
+    world.publish(world.event())
+    world.ingest()
+    Batch.objects.filter(sink="US").update(end_offset=50)
+    world.publish(world.event())
+    with pytest.raises(RangeUnavailable, match="made anew"):
+        accept_lost(world.lane("US"))
+
+
+def test_batches_without_a_record_are_merged_but_for_the_newest(
+    world: World, sink_options: Options
+) -> None:
+    sink_options(MAX_SCAN_RECORDS=5)
+    world.publish(*(world.event("US") for _ in range(20)), world.event("CA"))
+    world.publish(*(world.event("US") for _ in range(19)))
+    world.ingest()
+    world.clock.advance(86_401)
+    assert merge_idle(clock=world.clock) > 0
+    mx = Batch.objects.filter(sink="MX").order_by("start_offset")
+    assert list(mx.values_list("start_offset", "end_offset", "read")) == [(0, 35, 35), (35, 40, 5)]
+    ca = Batch.objects.filter(sink="CA").order_by("start_offset")
+    assert list(ca.values_list("start_offset", "end_offset")) == [
+        *((0, 20), (20, 25), (25, 35), (35, 40)),
+    ]
+    assert merge_idle(clock=world.clock) == 0
+    assert ledger_problems() == []
+    world.publish(world.event("MX"))
+    world.ingest()
+    assert len(world.ids("MX")) == 1
+    assert ledger_problems() == []
 
 
 def test_an_object_with_the_name_of_ours_and_other_bytes_stops_the_lane(
