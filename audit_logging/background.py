@@ -35,12 +35,12 @@ class Loop:
         self._step = step
         self._name = name
         self._on_error = on_error
+        self._locks: dict[int, threading.Lock] = {}
         self._fresh()
         _instances.add(self)
 
     def _fresh(self) -> None:
         # Everything that a fork may have copied in a locked or set state.
-        self._start_lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -53,17 +53,19 @@ class Loop:
 
     def ensure_running(self) -> None:
         """Start the thread if this process has none; costs one comparison when it has."""
-        if self._pid == os.getpid() and self._thread is not None:
+        pid = os.getpid()
+        if self._pid == pid and self._thread is not None:
             return
-        if self._pid and self._pid != os.getpid():
-            self._fresh()
-        with self._start_lock:
+        # A lock of this process's own: one that a fork copied may be locked for ever.
+        with self._locks.setdefault(pid, threading.Lock()):
+            if self._pid not in (0, pid):
+                self._fresh()
             if self._thread is not None or self._stopping:
                 return
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread = thread
-            self._pid = os.getpid()
+            # A start that fails (no thread to be had) is tried again by the next caller.
             thread.start()
+            self._thread, self._pid = thread, pid
 
     def wake(self) -> None:
         """Run the next step now instead of after its wait."""
@@ -83,7 +85,7 @@ class Loop:
         while not self._stopping:
             try:
                 pause = self._step()
-            except Exception:
+            except BaseException:  # also SystemExit, which would end the thread without a word
                 logger.exception("%s failed; it goes on in %s s", self._name, self._on_error)
                 pause = self._on_error
             if pause > 0:
@@ -138,6 +140,16 @@ class Snapshot(Generic[T]):
             self.refresh()
         self._loop.ensure_running()
         return self._value
+
+    def prime(self, timeout: float) -> bool:
+        """Load once before the first reader; return whether it worked within `timeout` seconds.
+
+        On a thread of its own: the caller may run in an event loop, where the ORM refuses to work.
+        """
+        thread = threading.Thread(target=self.refresh, name=self._name, daemon=True)
+        thread.start()
+        thread.join(timeout)
+        return self.loaded_at is not None
 
     def refresh(self) -> bool:
         """Load now, in this thread; return whether it worked."""

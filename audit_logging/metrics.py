@@ -7,6 +7,7 @@ multiprocess mode).
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -16,13 +17,30 @@ except ImportError:
     prometheus_client = None  # type: ignore[assignment]
 
 
+_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    # A thread that counts at the moment of a fork would leave its lock (and that of
+    # prometheus_client, taken within it) locked for ever in the child: on its request threads.
+    os.register_at_fork(
+        before=lambda: _lock.acquire(),
+        after_in_parent=lambda: _lock.release(),
+        after_in_child=_after_fork_in_child,
+    )
+
+
 class _Metric:
     def __init__(self, name: str, help: str, labels: tuple[str, ...] = ()) -> None:
         self.name = name
         self.help = help
         self.labels = labels
         self._values: dict[tuple[str, ...], float] = {}
-        self._lock = threading.Lock()
         self._exported = self._export()
         METRICS.append(self)
 
@@ -32,7 +50,8 @@ class _Metric:
     def value(self, **labels: str) -> float:
         """Return the count of this process; without labels, the sum over all of them."""
         if not labels and self.labels:
-            return sum(self._values.values())
+            with _lock:
+                return sum(self._values.values())
         return self._values.get(self._key(labels), 0.0)
 
     def _key(self, labels: dict[str, str]) -> tuple[str, ...]:
@@ -55,11 +74,11 @@ class Counter(_Metric):
     def inc(self, amount: float = 1, **labels: str) -> None:
         """Add `amount`."""
         key = self._key(labels)
-        with self._lock:
+        with _lock:
             self._values[key] = self._values.get(key, 0.0) + amount
-        child = self._child(labels)
-        if child is not None:
-            child.inc(amount)
+            child = self._child(labels)
+            if child is not None:
+                child.inc(amount)
 
 
 class Gauge(_Metric):
@@ -74,11 +93,11 @@ class Gauge(_Metric):
 
     def set(self, value: float, **labels: str) -> None:
         """Set the value."""
-        with self._lock:
+        with _lock:
             self._values[self._key(labels)] = value
-        child = self._child(labels)
-        if child is not None:
-            child.set(value)
+            child = self._child(labels)
+            if child is not None:
+                child.set(value)
 
 
 METRICS: list[_Metric] = []
@@ -99,8 +118,15 @@ rejected = Counter(
     "Events LOST, by reason: buffer_full (raise BUFFER_SIZE, or find what blocks the background "
     "thread), buffer_bytes (raise BUFFER_BYTES or lower MAX_BODY_BYTES), spool_full (raise "
     "SPOOL_MAX_BYTES, and bring the broker or publisher back), spool_unavailable (disk full or "
-    "read-only), overflow_drop (OVERFLOW is drop), build_failed (a bug of ours: see the log).",
+    "read-only), overflow_drop (OVERFLOW is drop), shutdown (raise SHUTDOWN_SECONDS), "
+    "dead_letters_full (look at the dead letters; raise SPOOL_MAX_BYTES), build_failed (a bug of "
+    "ours: see the log).",
     ("reason",),
+)
+queued = Counter(
+    "audit_log_queued_total",
+    "Events the Celery broker took, straight from the buffer. Captured events are queued, spooled, "
+    "rejected or still in the buffer.",
 )
 spooled = Counter(
     "audit_log_spooled_total",

@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .background import Snapshot
 from .conf import Level, LoggingSettings, conf
+from .patterns import MATCHED_PATH, RuleError, compile_pattern
 
 logger = logging.getLogger(__name__)
 
-#: Paths are matched against rules up to this length, which bounds the time a pattern may take.
-MATCHED_PATH = 2048
-MAX_PATTERN = 200
+# How long a starting process waits for its flags before it serves by its settings.
+_FIRST_LOAD = 1.0
 
 Reason = Literal["flag", "rule", "excluded", "sampled"]
 
@@ -55,58 +56,6 @@ class Rule:
         if self.compiled is None:
             return self.pattern in path
         return self.compiled.search(path[:MATCHED_PATH]) is not None
-
-
-class RuleError(ValueError):
-    """A rule that is refused; the message says why and what to do."""
-
-
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Return a rule's regular expression, compiled.
-
-    :raises RuleError: it is not one, is too long, or could take exponential time: a repetition
-        inside a repetition, as in ``(a+)+``, stalls on hostile paths.
-    """
-    if len(pattern) > MAX_PATTERN:
-        raise RuleError(f"The pattern has {len(pattern)} characters; at most {MAX_PATTERN} do.")
-    try:
-        parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
-        compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise RuleError(f"Not a regular expression: {error}.") from None
-    if _nested_repeat(parsed, inside=False):
-        raise RuleError(
-            "A repetition inside a repetition can stall on some paths. Write it without nesting, "
-            "for example a+ instead of (a+)+, or use a substring rule."
-        )
-    return compiled
-
-
-def _nested_repeat(parsed: Any, inside: bool) -> bool:
-    for operation, argument in parsed:
-        name = str(operation)
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            _, most, body = argument
-            repeats = most > 1
-            if repeats and inside:
-                return True
-            if _nested_repeat(body, inside or repeats):
-                return True
-        elif name == "GROUPREF":
-            # A back-reference makes matching exponential by itself.
-            return True
-        elif name == "BRANCH":
-            if any(_nested_repeat(branch, inside) for branch in argument[1]):
-                return True
-        elif name == "SUBPATTERN":
-            if _nested_repeat(argument[-1], inside):
-                return True
-        elif name in ("ASSERT", "ASSERT_NOT"):
-            if _nested_repeat(argument[1], inside):
-                return True
-        elif name == "ATOMIC_GROUP" and _nested_repeat(argument, inside):
-            return True
-    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +118,7 @@ def from_settings(options: LoggingSettings = conf) -> Policy:
         level=options.LEVEL,
         max_body_bytes=options.MAX_BODY_BYTES,
         sample_rate=options.SAMPLE_RATE,
-        excluded=tuple(options.EXCLUDE_PATHS),
+        excluded=tuple(prefix.rstrip("/") or "/" for prefix in options.EXCLUDE_PATHS),
     )
 
 
@@ -180,26 +129,45 @@ def from_document(document: dict[str, Any], options: LoggingSettings = conf) -> 
     settings; a rule that cannot be used is skipped and logged, and the others hold.
     """
     base = from_settings(options)
-    flags = document.get("flags") or {}
-    rules = []
-    for item in document.get("rules") or ():
+    flags = document.get("flags")
+    flags = flags if isinstance(flags, dict) else {}
+    rules = document.get("rules")
+    return Policy(
+        enabled=_flag(flags, "enabled", base.enabled),
+        response_bodies=_flag(flags, "response_bodies", base.response_bodies),
+        level=base.level,
+        max_body_bytes=int(_number(flags, "max_body_bytes", base.max_body_bytes, 16 << 20)),
+        sample_rate=_number(flags, "sample_rate", base.sample_rate, 1),
+        excluded=base.excluded,
+        rules=tuple(_rules(rules if isinstance(rules, list) else [])),
+    )
+
+
+def _flag(flags: dict[str, Any], name: str, default: bool) -> bool:
+    value = flags.get(name)
+    return value if isinstance(value, bool) else default
+
+
+def _number(flags: dict[str, Any], name: str, default: float, most: float) -> float:
+    value = flags.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        return default
+    return value
+
+
+def _rules(items: list[Any]) -> Iterator[Rule]:
+    for item in items:
         try:
-            if item["level"] not in get_args(Level):
-                raise RuleError(f"unknown level {item['level']!r}")
-            compiled = compile_pattern(item["pattern"]) if item["match"] == "regex" else None
-            rules.append(Rule(item["match"], item["pattern"], item["level"], compiled))
+            match, pattern, level = item["match"], item["pattern"], item["level"]
+            if level not in get_args(Level) or match not in ("substring", "regex"):
+                raise RuleError("this version knows no such level or match")
+            if not isinstance(pattern, str) or not pattern:
+                raise RuleError("it has no pattern")
+            compiled = compile_pattern(pattern) if match == "regex" else None
         except (KeyError, TypeError, ValueError) as error:
             logger.warning("endpoint rule %r is left out: %s", item, error)
-    cap = flags.get("max_body_bytes")
-    return Policy(
-        enabled=bool(flags.get("enabled", base.enabled)),
-        response_bodies=bool(flags.get("response_bodies", base.response_bodies)),
-        level=base.level,
-        max_body_bytes=base.max_body_bytes if cap is None else int(cap),
-        sample_rate=float(flags.get("sample_rate", base.sample_rate)),
-        excluded=base.excluded,
-        rules=tuple(rules),
-    )
+            continue
+        yield Rule(match, pattern, level, compiled)
 
 
 def document(service_name: str) -> dict[str, Any]:
@@ -252,9 +220,10 @@ class PublisherSource:
     def kept(self) -> Policy | None:
         """Return the last answer of an earlier run, if there is a readable one."""
         try:
-            return from_document(json.loads(self._path.read_text()))
-        except (OSError, ValueError):
+            document = json.loads(self._path.read_text())
+        except (OSError, ValueError, RecursionError):
             return None
+        return from_document(document) if isinstance(document, dict) else None
 
     def __call__(self) -> Policy:
         from .delivery import get_publisher
@@ -273,7 +242,8 @@ class PublisherSource:
     def _keep(self, document: dict[str, Any]) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".new")
+            # Each process writes its own: two that wrote one file would mix their answers.
+            temporary = self._path.with_suffix(f".{os.getpid()}.new")
             temporary.write_text(json.dumps(document))
             temporary.replace(self._path)
         except OSError as error:
@@ -281,7 +251,10 @@ class PublisherSource:
 
 
 def make_snapshot(options: LoggingSettings = conf) -> Callable[[], Policy]:
-    """Return a function that gives the policy in force; it does no I/O."""
+    """Return a function that gives the policy in force; it does no I/O.
+
+    For the start of a process: this waits, for a second at most, for the first answer.
+    """
     initial = from_settings(options)
     load: Callable[[], Policy]
     if options.FLAGS_SOURCE == "settings":
@@ -292,6 +265,9 @@ def make_snapshot(options: LoggingSettings = conf) -> Callable[[], Policy]:
         load = source
     else:
         load = DatabaseSource()
-    return Snapshot(
+    snapshot = Snapshot(
         load, initial=initial, interval=options.FLAGS_REFRESH_SECONDS, name="audit-flags"
-    ).get
+    )
+    # A rule that keeps bodies out must hold from the first request on.
+    snapshot.prime(_FIRST_LOAD)
+    return snapshot.get

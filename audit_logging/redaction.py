@@ -7,50 +7,29 @@ own. Whatever cannot be parsed as what it says it is, is never kept raw.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-MASK = "[REDACTED]"
+from .sensitive import (
+    MASK,
+    is_card,
+    mask_inline,
+    mask_markup,
+    mask_patterns,
+    mask_prose,
+    normalise_key,
+    sensitive_key,
+)
 
 #: Nesting and size of JSON that is still looked through; beyond it the body is left out.
 MAX_DEPTH = 64
 MAX_NODES = 200_000
-
-# Matched anywhere in a key once it is lower-cased and stripped of all but letters and digits.
-_SENSITIVE_PARTS = (
-    "password", "passwd", "passphrase", "passcode", "secret", "token", "apikey", "accesskey",
-    "privatekey", "signingkey", "authorization", "authsignature", "authentication", "credential",
-    "cookie", "session", "cardnumber", "creditcard", "debitcard", "securitycode", "accountnumber",
-    "routingnumber", "socialsecurity", "taxid", "passport", "driverslicense", "bearer", "csrf",
-    "xsrf",
-)  # fmt: skip
-# Matched as whole words of a key: inside others they are chance (busineSS Name, foOTPrint).
-_SENSITIVE_WORDS = frozenset(
-    ("auth", "card", "cvc", "cvv", "iban", "jwt", "otp", "pan", "pin", "pwd", "sid", "sig",
-     "signature", "ssn")
-)  # fmt: skip
-# Contain a part, and are no secret.
-_HARMLESS = frozenset(("tokentype", "sessioncount"))
-
-_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_NON_ALNUM = re.compile(r"[^a-z0-9]+")
-_JWT = r"eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"
-_PEM = r"-----BEGIN [A-Z0-9 ]{1,40}-----.*?(?:-----END [A-Z0-9 ]{1,40}-----|\Z)"
-_BEARER = r"\b(?:bearer|basic|digest)\s+[A-Za-z0-9._~+/=-]{6,}"
-_PATTERNS = re.compile(f"{_JWT}|{_PEM}|(?i:{_BEARER})", re.DOTALL)
-_CARD = re.compile(r"(?<![\dA-Za-z])(?:\d[ -]?){12,18}\d(?!\d)")
-_ASSIGNMENT = re.compile(
-    r"""(?ix) ( [\w.-]* (?: password | passwd | secret | token | api[_-]?key | authorization )
-        [\w.-]* ["']? \s* [=:>] \s* ["']? ) ( [^\s"'<>&,;]+ )"""
-)
-# Cheap test before the patterns: nearly all strings have none of these.
-_HINT = re.compile(r"(?i)eyj|-----begin|bearer|basic|digest|\d[ -]?(?:\d[ -]?){11}")
 
 JSON_TYPES = re.compile(r"^application/(?:[\w.+-]+\+)?json$|^text/json$", re.IGNORECASE)
 NDJSON_TYPES = frozenset(
@@ -59,6 +38,22 @@ NDJSON_TYPES = frozenset(
 FORM_TYPE = "application/x-www-form-urlencoded"
 _TEXT_TYPES = re.compile(
     r"^text/|^application/(?:[\w.+-]+\+)?xml$|^application/(?:x-)?javascript$|^application/graphql$"
+)
+
+
+# Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
+_BROKEN_JSON = re.compile(r"""\{\s*["'{}\[]|\[\s*["'{\[]""")
+_JSON_LINE = re.compile(r"(\s*(?:data:)?\s*)([{\[].*)", re.DOTALL)
+_BLANK = "\ufeff \t\r\n"
+_NAME_AND_VALUE = tuple(
+    (name, value)
+    for value in ("value", "Value")
+    for name in ("name", "Name", "key", "Key", "field", "header", "param", "parameter")
+)
+# Python decodes some more, in time that grows with the square of the length (punycode, idna).
+_CHARSETS = re.compile(
+    r"^(?:utf-?(?:8|16|32).*|ascii|iso-?8859.*|latin.*|cp\d+|windows.*|koi8.*|mac.*|big5.*|gb.*"
+    r"|hz|euc.*|shift.*|iso2022.*|johab|tis-620|ptcp154)$"
 )
 
 
@@ -79,57 +74,6 @@ class _TooComplex(Exception):
     """Deeper or larger than is looked through."""
 
 
-@lru_cache(maxsize=4096)
-def _sensitive(key: str, extra: frozenset[str]) -> bool:
-    plain = normalise_key(key)
-    if plain in _HARMLESS:
-        return False
-    return (
-        plain in extra
-        or any(part in plain for part in _SENSITIVE_PARTS)
-        or any(word.lower() in _SENSITIVE_WORDS for word in _WORDS.findall(key))
-    )
-
-
-def normalise_key(key: str) -> str:
-    """Return `key` in lower case with letters and digits alone: Card-Number → cardnumber."""
-    return _NON_ALNUM.sub("", key.casefold())
-
-
-def _luhn(digits: str) -> bool:
-    total = 0
-    for index, digit in enumerate(reversed(digits)):
-        value = int(digit)
-        if index % 2:
-            value = value * 2 - 9 if value > 4 else value * 2
-        total += value
-    return total % 10 == 0
-
-
-def _is_card(digits: str) -> bool:
-    """Whether `digits` has the prefix and length of a card scheme and a right check digit.
-
-    The prefixes keep item, order and site numbers, a tenth of which pass Luhn, out of it.
-    """
-    length = len(digits)
-    two = digits[:2]
-    scheme = (
-        (digits[0] == "4" and length in (13, 16, 19))
-        or ("51" <= two <= "55" and length == 16)
-        or ("2221" <= digits[:4] <= "2720" and length == 16)
-        or (two in ("34", "37") and length == 15)
-        or (two in ("30", "36", "38", "39") and length == 14)
-        or (two in ("35", "60", "62", "64", "65", "50", "67", "81") and 16 <= length <= 19)
-    )
-    return scheme and _luhn(digits)
-
-
-def _mask_card(match: re.Match[str]) -> str:
-    text = match.group()
-    digits = re.sub(r"\D", "", text)
-    return MASK if _is_card(digits) else text
-
-
 class Redactor:
     """Takes secrets out of everything an event holds.
 
@@ -142,18 +86,18 @@ class Redactor:
         self._max_body_bytes = max_body_bytes
 
     def text(self, value: str) -> str:
-        """Return `value` without tokens, keys and card numbers."""
-        if _HINT.search(value) is None:
-            return value
-        return _CARD.sub(_mask_card, _PATTERNS.sub(MASK, value))
+        """Return `value` without tokens, card numbers, and values of ``secret=…``."""
+        return mask_patterns(mask_inline(value, self.is_sensitive))
 
     def free_text(self, value: str) -> str:
-        """As :meth:`text`, for prose and markup: also ``password=…``, ``token: …``."""
-        return self.text(_ASSIGNMENT.sub(lambda match: match.group(1) + MASK, value))
+        """As :meth:`text`, for prose and markup: also ``password: …``, ``<token>…</token>``."""
+        if "<" in value:
+            value = mask_markup(value, self.is_sensitive)
+        return mask_patterns(mask_prose(value, self.is_sensitive))
 
     def is_sensitive(self, key: str) -> bool:
         """Whether a value under `key` is redacted whatever it is."""
-        return _sensitive(key[:200], self._extra)
+        return sensitive_key(key, self._extra)
 
     def query(self, query: str) -> str:
         """Return a query string with the values of sensitive parameters masked."""
@@ -177,7 +121,7 @@ class Redactor:
         :param truncated: whether `raw` is only the beginning.
         """
         if not raw:
-            return Body("", "full")
+            return Body("", "truncated" if truncated else "full")
         media, charset = _media_type(content_type)
         if len(raw) > self._max_body_bytes:
             return _summary("omitted_size", media, len(raw))
@@ -194,7 +138,7 @@ class Redactor:
         if media and not _is_textual(media):
             return _summary("omitted_binary", media, len(raw))
         try:
-            text = raw.decode(charset)
+            text = _decode(raw, charset)
         except (LookupError, ValueError):
             if not truncated:
                 state = "omitted_parse" if media else "omitted_binary"
@@ -206,42 +150,59 @@ class Redactor:
 
     def _decoded(self, text: str, media: str, size: int, truncated: bool) -> Body:
         if media in NDJSON_TYPES:
-            return self._lines(text, media, size, truncated)
+            lines = self._lines(text[: text.rfind("\n") + 1] if truncated else text)
+            if lines is None:
+                return _summary("omitted_parse", media, size)
+            return Body(lines, "truncated") if truncated else _compared(text, lines)
+        start = text.lstrip(_BLANK)[:1]
         if truncated:
-            if not media.startswith("text/"):
+            if not media.startswith("text/") or start in ("{", "["):
                 return _summary("omitted_size", media, size)
             # A secret cut in two would pass the patterns: go back to the last line's end.
-            text = text[: text.rfind("\n") + 1]
-            return Body(self.free_text(text), "truncated")
+            return Body(self._plain(text[: text.rfind("\n") + 1]), "truncated")
+        is_json = bool(JSON_TYPES.match(media))
+        if is_json or start in ("{", "["):
+            # Also where the type says otherwise: many clients do not bother to give one.
+            redacted = self._json(text)
+            if redacted is None and not is_json:
+                redacted = self._lines(text)
+            if redacted is not None:
+                return _compared(text, redacted)
+            if is_json or not media or _BROKEN_JSON.match(text.lstrip(_BLANK)):
+                return _summary("omitted_parse", media, size)
         if media == FORM_TYPE:
             pairs, changed = self._pairs(text)
-            return Body(urlencode(pairs), "redacted") if changed else Body(text, "full")
-        is_json = bool(JSON_TYPES.match(media))
-        if is_json or text.lstrip()[:1] in ("{", "["):
-            redacted = self._json(text)
-            if redacted is not None:
-                return Body(redacted, "full" if redacted is text else "redacted")
-            if is_json:
-                return _summary("omitted_parse", media, size)
-        elif not media:
+            return Body(urlencode(pairs, safe="[]"), "redacted") if changed else Body(text, "full")
+        if not media:
             return _summary("omitted_binary", media, size)
-        redacted = self.free_text(text)
-        return Body(redacted, "full" if redacted == text else "redacted")
+        return _compared(text, self._plain(text))
 
-    def _lines(self, text: str, media: str, size: int, truncated: bool) -> Body:
-        lines, state = [], "full"
-        if truncated:
-            text = text[: text.rfind("\n") + 1]
-        for line in text.splitlines():
-            redacted = self._json(line) if line.strip() else line
+    def _plain(self, text: str) -> str:
+        """Return prose, markup or an event stream without secrets."""
+        if "{" in text or "[" in text:
+            text = "\n".join(self._plain_line(line) for line in text.split("\n"))
+        return self.free_text(text)
+
+    def _plain_line(self, line: str) -> str:
+        """Return a line that holds JSON (a log's, a server-sent event's) redacted as that."""
+        found = _JSON_LINE.match(line)
+        if found is None:
+            return line
+        redacted = self._json(found[2])
+        return line if redacted is None or redacted is found[2] else found[1] + redacted
+
+    def _lines(self, text: str) -> str | None:
+        """Return lines of JSON redacted, `text` itself if there is nothing, None if unparsable."""
+        lines, changed = [], False
+        # JSON may hold other line ends than this one.
+        for line in text.split("\n"):
+            document = line.strip("\x1e\r \t")
+            redacted = self._json(document) if document else document
             if redacted is None:
-                return _summary("omitted_parse", media, size)
-            if redacted is not line:
-                state = "redacted"
-            lines.append(redacted)
-        if state == "redacted":
-            text = "\n".join(lines) + "\n"
-        return Body(text, "truncated" if truncated else state)
+                return None
+            changed = changed or redacted is not document
+            lines.append(line if redacted is document else redacted)
+        return "\n".join(lines) if changed else text
 
     def _pairs(self, text: str) -> tuple[list[tuple[str, str]], bool]:
         try:
@@ -252,7 +213,7 @@ class Redactor:
         try:
             redacted = [
                 (
-                    self.text(key),
+                    self._string(key, MAX_DEPTH, budget),
                     MASK if self.is_sensitive(key) else self._string(value, MAX_DEPTH, budget),
                 )
                 for key, value in pairs
@@ -265,7 +226,7 @@ class Redactor:
         """Return `text` itself when there is nothing to redact, a new text, or None if it is not
         JSON that can be looked through."""
         try:
-            document, repeated = _parse(text)
+            document, repeated = _parse(text.lstrip("\ufeff"))
             redacted = self._walk(document, MAX_DEPTH, [MAX_NODES])
         except (ValueError, RecursionError, _TooComplex):
             return None
@@ -282,41 +243,61 @@ class Redactor:
         if isinstance(value, str):
             return self._string(value, depth, budget)
         if isinstance(value, dict):
-            changed = False
-            new: dict[str, Any] = {}
-            for key, item in value.items():
-                kept = key if len(key) < 5 else self.text(key)
-                if self.is_sensitive(key):
-                    # An empty value tells nothing, and tells the reader that it was empty.
-                    redacted = item if item in (None, "") else MASK
-                else:
-                    redacted = self._walk(item, depth - 1, budget)
-                changed = changed or redacted is not item or kept is not key
-                new[kept] = redacted
-            return new if changed else value
+            return self._object(value, depth, budget)
         if isinstance(value, list):
             items = [self._walk(item, depth - 1, budget) for item in value]
             same = all(new is old for new, old in zip(items, value, strict=True))
             return value if same else items
-        if isinstance(value, int) and not isinstance(value, bool) and value > 10**11:
-            return MASK if _is_card(str(value)) else value
+        if isinstance(value, (int, float)) and 10**11 < abs(value) < 10**19:
+            return MASK if value == int(value) and is_card(str(abs(int(value)))) else value
         return value
+
+    def _object(self, value: dict[str, Any], depth: int, budget: list[int]) -> dict[str, Any]:
+        changed = False
+        new: dict[str, Any] = {}
+        hidden = self._named_value(value)
+        for key, item in value.items():
+            kept = key if len(key) < 5 else self._string(key, depth - 1, budget)
+            if key == hidden or self.is_sensitive(key):
+                # An empty value tells nothing, and tells the reader that it was empty.
+                redacted = item if item in (None, "") else MASK
+            else:
+                redacted = self._walk(item, depth - 1, budget)
+            changed = changed or redacted is not item or kept is not key
+            new[kept] = redacted
+        return new if changed else value
+
+    def _named_value(self, value: dict[str, Any]) -> str | None:
+        """The key of the value in ``{"name": "password", "value": …}``, if it is a secret."""
+        for name_key, value_key in _NAME_AND_VALUE:
+            name = value.get(name_key)
+            if isinstance(name, str) and value_key in value and self.is_sensitive(name):
+                return value_key
+        return None
 
     def _string(self, value: str, depth: int, budget: list[int]) -> str:
         if len(value) < 5:
             return value
-        stripped = value.lstrip()
-        if stripped[:1] in ("{", "[") and depth > 0:
-            try:
-                document, repeated = _parse(stripped)
-                redacted = self._walk(document, depth - 1, budget)
-            except (ValueError, RecursionError):
-                # Not JSON after all: a string like any other, but one that may hold broken JSON.
-                return _keep(value, self.free_text(value))
-            if redacted is not document or repeated:
-                return json.dumps(redacted, ensure_ascii=False)
-            return value
-        return _keep(value, self.text(value))
+        stripped = value.lstrip(_BLANK)
+        if stripped[:1] not in ("{", "[", '"'):
+            return _keep(value, self.text(value))
+        if depth <= 0:
+            raise _TooComplex
+        try:
+            document, repeated = _parse(stripped)
+            redacted = self._walk(document, depth - 1, budget)
+        except RecursionError:
+            raise _TooComplex from None
+        except ValueError:
+            # Not JSON after all: a string like any other, but one that may hold broken JSON.
+            return _keep(value, self.free_text(value))
+        if redacted is not document or repeated:
+            return json.dumps(redacted, ensure_ascii=False)
+        return value
+
+
+def _compared(text: str, redacted: str) -> Body:
+    return Body(redacted, "full" if redacted == text else "redacted")
 
 
 def _keep(old: str, new: str) -> str:
@@ -339,6 +320,17 @@ def _parse(text: str) -> tuple[Any, bool]:
         return built
 
     return json.loads(text, object_pairs_hook=pairs, parse_constant=str), repeated
+
+
+def _decode(raw: bytes, charset: str) -> str:
+    """Return `raw` as text.
+
+    :raises LookupError: an unknown charset, or one whose decoder takes hostile input badly.
+    :raises ValueError: `raw` is not in that charset.
+    """
+    if not _CHARSETS.match(codecs.lookup(charset).name):
+        raise LookupError(charset)
+    return raw.decode(charset)
 
 
 def _media_type(content_type: str) -> tuple[str, str]:
@@ -391,6 +383,6 @@ def _inflate(raw: bytes, encoding: str, limit: int) -> bytes | None:
     inflated = inflater.decompress(raw, limit + 1)
     if len(inflated) > limit:
         return None
-    if not inflater.eof:
-        raise zlib.error("cut short")
+    if not inflater.eof or inflater.unused_data:
+        raise zlib.error("cut short, or followed by something else")
     return inflated
