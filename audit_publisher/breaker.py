@@ -54,6 +54,11 @@ class Breaker:
         state = self._states.get((region, topic))
         return state is None or not state.open or self._clock() >= state.probe_at
 
+    def failures(self, region: str, topic: str = "") -> int:
+        """How often the entry failed since it last succeeded."""
+        state = self._states.get((region, topic))
+        return state.failures if state is not None else 0
+
     def answered(self, region: str, topic: str = "") -> None:
         """Close the entry, but remember its failures: the next one waits longer."""
         state = self._states.get((region, topic))

@@ -228,10 +228,11 @@ class Publisher:
             else:
                 self._breaker.answered(region, topic)
         state.up = True
-        # What waits is the best probe: it is appended before any request is let through.
-        if not self._breaker.allows(region, "") and self.spool.topics():
+        failures = self._breaker.failures(region)
+        if failures and self.spool.topics():
+            # What waits is the best probe: it is appended before any request is let through.
             self.drain(region)
-        else:
+        if self._breaker.failures(region) <= failures:
             self._breaker.answered(region)
 
     def drain(self, region: str = "") -> int:

@@ -244,6 +244,37 @@ def test_a_missing_topic_leaves_the_others_alone(setup: Setup) -> None:
     assert setup.secondary.values("missing") == [b"1", b"3"]
 
 
+def test_what_cannot_be_drained_does_not_keep_a_region_away(setup: Setup) -> None:
+    setup.publish(b"1", topic="missing")
+    setup.primary.failure = DOWN
+    assert setup.publish(b"2") == ["secondary"]
+    setup.primary.failure = None
+    setup.clock.now += 100
+    setup.publisher.probe()
+    assert setup.publish(b"3") == ["primary"]
+
+
+def test_a_region_that_answers_but_takes_nothing_is_not_let_in(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(b"1")
+    refusing = Region.append
+
+    def refuse(log: Region, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        log.appends += 1
+        return [Receipt(error=RegionUnavailable("not enough replicas"))] * len(records)
+
+    Region.append = refuse  # type: ignore[method-assign]
+    try:
+        setup.primary.failure = setup.secondary.failure = None
+        setup.clock.now += 100
+        setup.publisher.probe()
+        appends = setup.primary.appends
+        assert setup.publish(b"2") == ["spooled"]
+        assert setup.primary.appends == appends, "the background tried it, the request did not"
+    finally:
+        Region.append = refusing  # type: ignore[method-assign]
+
+
 def test_too_much_in_flight_goes_to_disk_not_to_another_region(setup: Setup) -> None:
     setup.primary.failure = Backpressure("queue full")
     assert setup.publish(b"1") == ["spooled"]
