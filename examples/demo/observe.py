@@ -174,12 +174,11 @@ class Observer:
                 f"for example {_example(not_stored)}. Read {logs / 'sink.log'} and "
                 f"{logs / 'beat.log'}."
             )
-        for status in _sinks():
-            if status.error or status.dead_letters:
-                yield (
-                    f"The sink of {status.sink} put {status.dead_letters} records into its dead "
-                    f"letters; its last error: {status.error or 'none'}."
-                )
+        poisoned = sum(status.dead_letters for status in _sinks())
+        if poisoned:
+            yield f"The sinks put {poisoned} records into their dead letters: see the admin."
+        for error in sorted({status.error for status in _sinks()} - {""}):
+            yield f"A sink reports: {error}"
         doubled = {identity for identity, found in self.seen.stored.items() if len(found) > 1}
         if doubled:
             yield (

@@ -119,10 +119,12 @@ class Supervisor:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._starting:
-            # Half a start would leave a process that nobody knows of.
-            self._interrupted = True
-        else:
+        if self._interrupted:
+            # It is stopping already; what does not end is killed in the end.
+            return
+        self._interrupted = True
+        # Half a start would leave a process that nobody knows of: that is finished first.
+        if not self._starting:
             raise Interrupted
 
     @contextmanager
@@ -220,7 +222,7 @@ class Supervisor:
 
     def stop(self, on_stop: Callable[[str], None] = lambda name: None) -> None:
         """Stop all processes, rank by rank; killed when they do not end in time."""
-        self._starting = True  # No signal interrupts this; what does not end is killed anyway.
+        self._starting = True  # Nor is the end left half done.
         try:
             while self.children:
                 rank = min(child.program.rank for child in self.children)

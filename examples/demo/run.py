@@ -46,29 +46,36 @@ class Demo:
     def run(self) -> int:
         """Run to the end; return the exit status."""
         run_file = RunFile(self.places.run_file)
-        # As a shell tells an interruption; Ctrl-C after the report is no interruption.
-        status = 130
         try:
             self.places.claim()
             run_file.clear_stale(self.screen.say)
             self._check_ports()
             self.places.make(self.keep)
-            with Supervisor(self.places.logs, on_change=run_file.write) as supervisor:
-                supervisor.handle_signals()
-                try:
-                    status = self._course(supervisor)
-                    if not self.once:
-                        self._stay(supervisor)
-                except Interrupted:
-                    self.screen.console.print()
-                except DemoError as error:
-                    self.screen.problem(str(error))
-                    status = 1
-                supervisor.stop(lambda name: self.screen.say(f"Stopping {name}."))
         except DemoError as error:
             self.screen.problem(str(error))
             return 1
-        run_file.remove()
+        try:
+            with Supervisor(self.places.logs, on_change=run_file.write) as supervisor:
+                return self._supervised(supervisor)
+        except Interrupted:
+            return 130
+        finally:
+            run_file.remove()
+
+    def _supervised(self, supervisor: Supervisor) -> int:
+        supervisor.handle_signals()
+        # As a shell tells an interruption; Ctrl-C after the report is none.
+        status = 130
+        try:
+            status = self._course(supervisor)
+            if not self.once:
+                self._stay(supervisor)
+        except Interrupted:
+            self.screen.console.print()
+        except DemoError as error:
+            self.screen.problem(str(error))
+            status = 1
+        supervisor.stop(lambda name: self.screen.say(f"Stopping {name}."))
         return status
 
     def _check_ports(self) -> None:
