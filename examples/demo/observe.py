@@ -73,7 +73,7 @@ class Observer:
     def _waiting(self) -> set[str]:
         found: set[str] = set()
         for path in sorted(self.places.service.glob("*.sqlite3")):
-            found.update(_correlation_id(line) for line in _events_in(path))
+            found.update(_correlation_id(line) for line in events_in(path))
         return found
 
     def _refusals(self) -> Iterator[str]:
@@ -218,7 +218,7 @@ def _correlation_id(line: str) -> str:
         return ""
 
 
-def _events_in(path: Path) -> Iterator[str]:
+def events_in(path: Path) -> Iterator[str]:
     """Yield the events, as JSON, that lie in one of the service's local queues."""
     from audit_logging.spool import DurableQueue
 

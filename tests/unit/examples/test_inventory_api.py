@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from examples.demo.observe import events_in
 from examples.demo.processes import clean_environ
 from examples.demo.sender import send
 from examples.demo.traffic import SECRETS, calls
 from examples.inventory_api.serializers import MAX_BODY
+from tests.support import eventually
 
 ROOT = Path(__file__).resolve().parents[3]
 MILK = "00078742051451"
@@ -199,3 +201,21 @@ def test_callers_get_the_same_bytes_with_the_audit_and_without(
         assert with_audit.status == without.status, without.call.path
         assert with_audit.body == without.body, without.call.path
         assert [pair for pair in with_audit.headers if pair[0] != "Date"] == told
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("WM-CONSUMER.ID", "WM-SITE-ID"), ("WM_CONSUMER.ID", "WM_SITE_ID")],
+    ids=["hyphens", "underscores"],
+)
+def test_partner_headers_reach_the_event_in_either_spelling(
+    start_inventory_api: Callable[..., int], tmp_path: Path, names: tuple[str, str]
+) -> None:
+    port = start_inventory_api(AUDIT_LOGGING_DATA_DIR=str(tmp_path))
+    path = "/dsd/v1/shipments/SHP70230000"
+    ask(port, "GET", path, **dict(zip(names, ("me", "17"), strict=True)))
+    # No worker runs: the event stays with the broker.
+    broker = tmp_path / "broker.sqlite3"
+    eventually(lambda: broker.exists() and any(events_in(broker)))
+    (event,) = map(json.loads, events_in(broker))
+    assert (event["path"], event["consumer_id"], event["site_id"]) == (path, "me", "17")

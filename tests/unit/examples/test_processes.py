@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from examples.demo.processes import (
     clean_environ,
     log_says,
 )
+from tests.support import eventually
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,15 +41,6 @@ PARENT = (
 )
 
 
-def eventually(condition: Callable[[], bool], patience: float = 15.0) -> bool:
-    deadline = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Supervisor]:
     with Supervisor(tmp_path) as supervisor:
@@ -64,7 +55,7 @@ def test_leaving_stops_all_even_what_does_not_want_to(tmp_path: Path) -> None:
         supervisor.wait_ready(15, on_ready=lambda name: None)
         groups = [child.group for child in supervisor.children]
         assert all(guardian.alive(group) for group in groups)
-    assert eventually(lambda: not any(guardian.alive(group) for group in groups))
+    eventually(lambda: not any(guardian.alive(group) for group in groups))
 
 
 def test_a_failure_half_way_stops_what_had_started(tmp_path: Path) -> None:
@@ -77,7 +68,7 @@ def test_a_failure_half_way_stops_what_had_started(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError):
         start_all()
-    assert eventually(lambda: not guardian.alive(groups[0]))
+    eventually(lambda: not guardian.alive(groups[0]))
 
 
 def test_ranks_are_stopped_in_their_order(own: Supervisor) -> None:
@@ -179,4 +170,4 @@ def test_children_end_with_the_demo_however_it_ends(tmp_path: Path, number: int)
     rest = demo.stdout.read()
     demo.wait(15)
     assert rest == ("" if number == signal.SIGKILL else "stopping\n")
-    assert eventually(lambda: not guardian.alive(group))
+    eventually(lambda: not guardian.alive(group))
