@@ -75,6 +75,12 @@ class PublisherSettings(AppSettings):
         minimum=0.5,
         maximum=300,
     )
+    REQUEST_TIMEOUT: float = option(
+        3.0,
+        "How long a region may take to answer questions about topics and offsets.",
+        unit="seconds",
+        minimum=0.2,
+    )
     LINGER: float = option(
         0.02,
         "How long a record may wait for company in one produce request.",

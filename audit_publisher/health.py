@@ -53,8 +53,6 @@ def readiness() -> dict[str, Any]:
     """
     publisher = get_publisher()
     publisher.start()
-    if not all(region in publisher.states for region in publisher.regions):
-        publisher.probe()
     failures: list[str] = []
     warnings: list[str] = []
     regions: dict[str, Any] = {}
@@ -65,9 +63,11 @@ def readiness() -> dict[str, Any]:
         missing = list(state.missing_topics) if state else []
         regions[region] = {"up": up, "missing_topics": missing}
         setting = f"AUDIT_PUBLISHER_{region.upper()}_URL"
-        if not up:
-            why = state.error if state else "not looked at yet"
-            warnings.append(f"{setting}: {urls[region]} does not answer: {why}")
+        if state is None:
+            # A probe must answer quickly: the background looks, and this waits for it.
+            failures.append(f"{setting}: {urls[region]} has not been looked at yet.")
+        elif not up:
+            warnings.append(f"{setting}: {urls[region]} does not answer: {state.error}")
         warnings += [_missing_topic(topic, region) for topic in missing]
     spool_problem = publisher.spool.accepts()
     answering = [each for each in regions.values() if each["up"]]

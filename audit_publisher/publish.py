@@ -227,6 +227,8 @@ class Publisher:
                 self._give_up(region, topic, error)
             else:
                 self._breaker.answered(region, topic)
+        # Connects before the first record has to wait for it.
+        log.append(self._topics()[0], [])
         state.up = True
         failures = self._breaker.failures(region)
         if failures and self.spool.topics():

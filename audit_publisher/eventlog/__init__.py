@@ -85,6 +85,7 @@ def open_region(name: str, url: str) -> EventLog:
         max_queued_bytes=conf.MAX_QUEUED_BYTES,
         max_record_bytes=MAX_RECORD_BYTES,
         replication=conf.TOPIC_REPLICATION,
+        request_timeout=conf.REQUEST_TIMEOUT,
     )
 
 

@@ -78,6 +78,14 @@ class EventLog(ABC):
         """
 
     @abstractmethod
+    def largest_record(self, topic: str) -> int:
+        """Return how many bytes a record of `topic` may have.
+
+        :raises UnknownTopic: there is no such topic.
+        :raises RegionUnavailable: the region does not answer.
+        """
+
+    @abstractmethod
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """Return (low, high): the first offset still kept, and the next one to be written."""
 

@@ -160,6 +160,22 @@ class KafkaEventLog(EventLog):
             raise UnknownTopic(f"There is no topic {topic!r} in region {self.region}.")
         return len(found.partitions)
 
+    def largest_record(self, topic: str) -> int:
+        from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+        self.partitions(topic)
+        with self._errors():
+            admin = AdminClient(kafka_config.common(self._servers, self._properties))
+            resource = ConfigResource(ResourceType.TOPIC, topic)
+            future = admin.describe_configs([resource], request_timeout=self._request_timeout)[
+                resource
+            ]
+            try:
+                found = future.result(self._request_timeout * 2)
+            except TimeoutError as error:
+                raise RegionUnavailable(f"{self.region}: no answer in time.") from error
+        return min(int(found["max.message.bytes"].value), self._max_record_bytes)
+
     # -- reading --------------------------------------------------------------------------
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:

@@ -59,6 +59,8 @@ def common(servers: str, properties: dict[str, str]) -> dict[str, Any]:
     """What every client needs; quick to notice a dead broker, quick to come back."""
     return {
         "client.id": "audit",
+        # A dead broker is told of once, by us, not by each client with each try to reconnect.
+        "log_level": 2,
         "socket.connection.setup.timeout.ms": 1000,
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 1000,

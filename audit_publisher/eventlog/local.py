@@ -94,6 +94,10 @@ class LocalEventLog(EventLog):
             raise UnknownTopic(f"There is no topic {topic!r} in {self._queue.path}.")
         return count
 
+    def largest_record(self, topic: str) -> int:
+        self.partitions(topic)
+        return self._max_record_bytes
+
     def _known_topics(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for record in self._queue.read(_TOPICS, 0, max_records=1_000_000):

@@ -69,6 +69,8 @@ class EventLogContract:
     def test_an_unknown_topic_is_named(self, log: EventLog) -> None:
         with pytest.raises(UnknownTopic, match="no-such-topic"):
             log.partitions("no-such-topic")
+        with pytest.raises(UnknownTopic, match="no-such-topic"):
+            log.largest_record("no-such-topic")
         receipts = log.append("no-such-topic", records(2))
         assert [type(receipt.error) for receipt in receipts] == [UnknownTopic, UnknownTopic]
         assert [receipt.offset for receipt in receipts] == [-1, -1]
@@ -133,6 +135,12 @@ class EventLogContract:
         assert after.error is None
         (found,) = read_all(log, topic).values()
         assert [record.value for record in found] == [b"1", b"2"]
+
+    def test_the_largest_record_is_told(self, log: EventLog, topic: str) -> None:
+        largest = log.largest_record(topic)
+        assert largest == MAX_RECORD_BYTES
+        (receipt,) = log.append(topic, [Record(b"x" * (largest - 100))])
+        assert receipt.error is None
 
     def test_what_has_a_receipt_is_there_after_reopening(
         self, open_log: OpenLog, topic: str

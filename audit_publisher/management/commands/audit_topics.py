@@ -12,6 +12,9 @@ from audit_publisher.conf import conf
 from audit_publisher.exceptions import EventLogError, UnknownTopic
 from audit_publisher.names import DEAD_LETTER_SUFFIX
 
+#: What headers, key and framing may add to an event.
+ENVELOPE_BYTES = 4096
+
 
 class Command(BaseCommand):
     """Creates and verifies topics."""
@@ -19,7 +22,8 @@ class Command(BaseCommand):
     help = (
         "Look at every topic (the default one, each topic route's, and their dead-letter topics) "
         "in every region. With --create, those that are missing are made. Fails when a topic is "
-        "missing, a region does not answer, or regions differ in partitions."
+        "missing or takes smaller records than we accept, a region does not answer, or regions "
+        "differ in partitions."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -53,6 +57,13 @@ class Command(BaseCommand):
                 made = " (created)" if row["created"] else ""
                 self.stdout.write(f"{row['region']:<10} {row['topic']:<40} {count}{made}")
         problems = [f"{row['region']}: {row['error']}" for row in rows if row["error"]]
+        problems += [
+            f"{row['region']}: {row['topic']} takes records up to {row['largest_record']:,} bytes, "
+            f"events may have {conf.MAX_EVENT_BYTES:,}: the largest would be lost. Raise the "
+            "topic's max.message.bytes, or lower AUDIT_PUBLISHER_MAX_EVENT_BYTES."
+            for row in rows
+            if not row["error"] and row["largest_record"] < conf.MAX_EVENT_BYTES + ENVELOPE_BYTES
+        ]
         for topic in wanted():
             counts = {row["partitions"] for row in rows if row["topic"] == topic} - {0}
             if len(counts) > 1:
@@ -73,6 +84,7 @@ def _look(region: str, topic: str, partitions: int, create: bool) -> dict[str, A
         "topic": topic,
         "partitions": 0,
         "created": False,
+        "largest_record": 0,
         "error": "",
     }
     count = 1 if topic.endswith(DEAD_LETTER_SUFFIX) else partitions
@@ -86,6 +98,7 @@ def _look(region: str, topic: str, partitions: int, create: bool) -> dict[str, A
                 return row
             log.ensure_topic(topic, count)
             row["partitions"], row["created"] = log.partitions(topic), True
+        row["largest_record"] = log.largest_record(topic)
     except EventLogError as error:
         row["error"] = str(error)
     return row

@@ -19,7 +19,24 @@ def not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_started", False)
 
 
+def look() -> None:
+    """What the background does first."""
+    publish.get_publisher().probe()
+
+
+def test_nothing_is_promised_before_the_first_look(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish.Publisher, "start", lambda self: None)
+    for probe in ("ready", "startup"):
+        assert api.get(f"/health/{probe}").status_code == 503
+    assert api.get("/health/live").status_code == 200
+    look()
+    assert api.get("/health/ready").status_code == 200
+
+
 def test_all_is_well(api: Client) -> None:
+    look()
     for probe in ("live", "ready", "startup"):
         response = api.get(f"/health/{probe}")
         assert (response.status_code, response.json()["status"]) == (200, "ok"), probe
@@ -31,7 +48,8 @@ def test_all_is_well(api: Client) -> None:
 def test_every_region_down_is_degraded_while_the_disk_takes_events(
     api: Client, configure: Configure
 ) -> None:
-    configure(PRIMARY_URL="kafka://127.0.0.1:1", DELIVERY_TIMEOUT=0.5)
+    configure(PRIMARY_URL="kafka://127.0.0.1:1", REQUEST_TIMEOUT=0.3)
+    look()
     response = api.get("/health/ready")
     assert (response.status_code, response.json()["status"]) == (200, "degraded")
     assert "AUDIT_PUBLISHER_PRIMARY_URL" in response.json()["problems"][0]
@@ -43,6 +61,7 @@ def test_nowhere_durable(api: Client, configure: Configure, tmp_path: Path) -> N
     configure(
         PRIMARY_URL=f"local://{tmp_path}/file/log.sqlite3", SPOOL_DIR=tmp_path / "file" / "spool"
     )
+    look()
     response = api.get("/health/ready")
     assert (response.status_code, response.json()["status"]) == (503, "failing")
     assert any("AUDIT_PUBLISHER_SPOOL_DIR" in line for line in response.json()["problems"])
@@ -61,6 +80,7 @@ def strict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LocalEventLog:
 
 
 def test_a_wrong_default_topic_is_found_before_traffic(api: Client, strict: LocalEventLog) -> None:
+    look()
     response = api.get("/health/ready")
     assert response.status_code == 503
     (problem,) = response.json()["problems"]
@@ -75,6 +95,7 @@ def test_one_service_s_missing_topic_does_not_stop_the_others(
     strict.ensure_topic("api-audit-events", 1)
     TopicRoute.objects.create(service_name="inventory-api", topic="inventory-evnets")
     routing.refresh()
+    look()
     response = api.get("/health/ready")
     assert (response.status_code, response.json()["status"]) == (200, "degraded")
     assert "inventory-evnets" in response.json()["problems"][0]
@@ -82,11 +103,12 @@ def test_one_service_s_missing_topic_does_not_stop_the_others(
     # But a rollout stops here.
     assert api.get("/health/startup").status_code == 503
     strict.ensure_topic("inventory-evnets", 1)
-    publish.reset()
+    look()
     assert api.get("/health/startup").status_code == 200
 
 
 def test_startup_stays_done(api: Client, configure: Configure, tmp_path: Path) -> None:
+    look()
     assert api.get("/health/startup").status_code == 200
     (tmp_path / "file").write_text("")
     configure(
@@ -97,6 +119,7 @@ def test_startup_stays_done(api: Client, configure: Configure, tmp_path: Path) -
 
 def test_a_registry_that_never_answered(api: Client, configure: Configure) -> None:
     configure(REGISTRY_URL="http://127.0.0.1:1", REGISTRY_TIMEOUT=0.2)
+    look()
     response = api.get("/health/ready")
     assert response.status_code == 503
     assert "AUDIT_PUBLISHER_REGISTRY_URL" in response.json()["problems"][0]

@@ -31,7 +31,9 @@ def test_failover_and_failback(kafka_secondary: Any, tmp_path: Path) -> None:
     topic = f"failover-{uuid.uuid4().hex[:8]}"
     with serve(Kafka("failing", own=True)) as broker:
         logs = {
-            "primary": KafkaEventLog("primary", broker.address, delivery_timeout=2.0),
+            "primary": KafkaEventLog(
+                "primary", broker.address, delivery_timeout=2.0, request_timeout=2.0
+            ),
             "secondary": KafkaEventLog("secondary", kafka_secondary.address, delivery_timeout=5.0),
         }
         for log in logs.values():

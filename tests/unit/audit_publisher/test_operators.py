@@ -222,10 +222,17 @@ def test_topics_are_verified_and_created(
         run("audit_topics", "--create")
 
 
+def test_a_topic_that_takes_smaller_records_than_we_do_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LocalEventLog("primary", tmp_path / "small.sqlite3", max_record_bytes=1_048_588)
+    monkeypatch.setattr(eventlog, "open_region", lambda name, url: log)
+    with pytest.raises(CommandError, match="takes records up to 1,048,588 bytes"):
+        run("audit_topics", "--create")
+
+
 def test_a_region_that_does_not_answer_fails_the_command(configure: Configure) -> None:
-    configure(PRIMARY_URL="kafka://127.0.0.1:1", DELIVERY_TIMEOUT=0.5)
-    log = eventlog.get_region("primary")
-    log._request_timeout = 0.5  # type: ignore[attr-defined]
+    configure(PRIMARY_URL="kafka://127.0.0.1:1", REQUEST_TIMEOUT=0.3)
     with pytest.raises(CommandError, match="primary"):
         run("audit_topics")
 

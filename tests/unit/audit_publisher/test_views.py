@@ -260,7 +260,7 @@ def test_a_batch_that_is_no_array(api: Client, body: bytes) -> None:
 
 
 def test_the_spool_takes_what_no_region_takes(api: Client, configure: Configure) -> None:
-    configure(PRIMARY_URL="kafka://127.0.0.1:1", DELIVERY_TIMEOUT=0.5)
+    configure(PRIMARY_URL="kafka://127.0.0.1:1", DELIVERY_TIMEOUT=0.5, REQUEST_TIMEOUT=0.3)
     event = make_event()
     assert post(api, URL, event).json() == {
         "status": "spooled",
