@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from audit_publisher.eventlog.base import EventLog, Limits, StoredRecord
 from audit_publisher.exceptions import OffsetOutOfRange
@@ -16,6 +15,9 @@ from .sites import SiteFilter
 #: Records and bytes asked for at once; what is not kept is let go of before the next are read.
 _CHUNK_RECORDS = 5_000
 _CHUNK_BYTES = 8 << 20
+#: Only records that the high watermark promises are asked for, so this is waited for a slow
+#: broker alone.
+_READ_SECONDS = 5.0
 
 
 @dataclass
@@ -79,22 +81,23 @@ def _read(log: EventLog, topic: str, partition: int, start: int) -> Sequence[Sto
             topic,
             partition,
             start,
-            Limits(max_records=_CHUNK_RECORDS, max_bytes=_CHUNK_BYTES, timeout=0.2),
+            Limits(max_records=_CHUNK_RECORDS, max_bytes=_CHUNK_BYTES, timeout=_READ_SECONDS),
         )
     except OffsetOutOfRange as error:
-        what = (
-            f"offsets {start} to {error.low} are gone: the log's retention passed before they were "
-            f"stored. Accept it at /admin/audit_sink/lane/ to go on"
-            if start < error.low
-            else f"the log ends at {error.high}, before offset {start}: the topic was made anew"
-        )
+        if start < error.low:
+            what = (
+                f"offsets {start} to {error.low} are gone: the log's retention passed before they "
+                f"were stored. Accept it at /admin/audit_sink/lane/ to go on"
+            )
+        else:
+            what = f"the log has no offset {start} (any more): was the topic made anew?"
         raise RangeUnavailable(f"{log.region} {topic}/{partition}: {what}.") from error
 
 
 def _keep(
     found: Range, records: Sequence[StoredRecord], sites: SiteFilter, sink: str, *, bounded: bool
 ) -> None:
-    max_records: Any = conf.MAX_BATCH_RECORDS
+    max_records = conf.MAX_BATCH_RECORDS
     max_bytes = conf.MAX_BATCH_BYTES
     max_scan = conf.MAX_SCAN_RECORDS
     for record in records:

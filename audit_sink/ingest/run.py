@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, transaction
@@ -21,11 +20,12 @@ from audit_publisher.exceptions import EventLogError
 
 from .. import metrics
 from ..conf import conf
-from ..exceptions import ClaimLost, ConflictError, RangeUnavailable, SinkError
+from ..exceptions import ConflictError, RangeUnavailable
 from ..failpoints import failpoint
 from ..models import UNROUTABLE, Batch, LakeFile, Lane, Site
 from . import claims, dead_letter
 from .claims import Counts, Poison
+from .failures import record_failure, record_success
 from .reader import Range, read_range
 from .sites import SiteFilter
 
@@ -69,7 +69,7 @@ def ingest(lane: Lane, *, clock: Clock = time.time, flush: bool = False) -> Outc
             outcome.state = worker.step(outcome)
         except Exception as error:  # noqa: BLE001 - one lane's failure is its own
             outcome.state = "failed"
-            outcome.error = _record_failure(lane, error, clock)
+            outcome.error = record_failure(lane, error, clock)
             break
         if outcome.state != "stored":
             break
@@ -286,7 +286,7 @@ class _Worker:
             metrics.FILES_STORED.labels(lane.sink).inc(len(files))
             metrics.DUPLICATES.labels(lane.sink).inc(counts.duplicates)
         if lane.failures or lane.last_error:
-            _record_success(lane)
+            record_success(lane)
         lane.due_at = None
         Lane.objects.filter(pk=lane.pk).update(
             due_at=None, look_again_offset=batch.end_offset + conf.MAX_BATCH_RECORDS
@@ -303,55 +303,6 @@ class _Worker:
         except EventLogError as error:
             # Only lag tools look at it; the ledger is the truth.
             logger.warning("%s: the offset was not published: %s", lane, error)
-
-
-def first_offset(log: EventLog, site: Site | None, topic: str, partition: int) -> int:
-    """Where the ledger of a new lane begins."""
-    low, high = log.watermarks(topic, partition)
-    return high if site is not None and site.start_from == Site.StartFrom.LATEST else low
-
-
-def _record_failure(lane: Lane, error: Exception, clock: Clock) -> str:
-    """Write the failure where people look, and set when to try again."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ClaimLost):
-        logger.info("%s", line)
-        return line
-    if not isinstance(error, (EventLogError, SinkError)):
-        line = f"{type(error).__name__}: {line}"
-    metrics.FAILURES.labels(lane.sink, type(error).__name__).inc()
-    now = clock()
-    failures = lane.failures + 1
-    stalled = failures > conf.RETRIES
-    wait = conf.STALLED_RETRY_SECONDS if stalled else conf.RETRY_SECONDS
-    when = datetime.fromtimestamp(now, UTC)
-    level = logging.ERROR if stalled else logging.WARNING
-    logger.log(
-        level,
-        "%s: %s in a row: %s. Nothing is lost; the range is tried again in %g s.",
-        lane,
-        f"{failures} failures" if failures > 1 else "first failure",
-        line,
-        wait,
-        exc_info=None if isinstance(error, (EventLogError, SinkError)) else error,
-    )
-    metrics.STALLED.labels(*lane.key).set(int(stalled))
-    try:
-        Lane.objects.filter(pk=lane.pk).update(
-            failures=failures, last_error=line[:2000], last_error_at=when, due_at=now + wait
-        )
-        Site.objects.filter(code=lane.sink).update(last_error=line[:2000], last_error_at=when)
-    except DatabaseError as failure:
-        logger.error("%s: the failure could not be recorded: %s", lane, failure)
-    return line
-
-
-def _record_success(lane: Lane) -> None:
-    Lane.objects.filter(pk=lane.pk).update(failures=0, last_error="", last_error_at=None)
-    metrics.STALLED.labels(*lane.key).set(0)
-    lane.failures, lane.last_error = 0, ""
-    if not Lane.objects.filter(sink=lane.sink, failures__gt=0).exists():
-        Site.objects.filter(code=lane.sink).update(last_error="", last_error_at=None)
 
 
 def ingest_key(

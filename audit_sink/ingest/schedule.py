@@ -17,7 +17,7 @@ from audit_publisher.routing import topics
 from .. import metrics
 from ..conf import conf
 from ..models import UNROUTABLE, Lane, Site
-from .run import Clock, first_offset
+from .run import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _topic_lanes(
 
 def _new_lane(log: EventLog, site: Site | None, sink: str, topic: str, partition: int) -> Lane:
     key = {"sink": sink, "region": log.region, "topic": topic, "partition": partition}
-    start = first_offset(log, site, topic, partition)
+    start = _first_offset(log, site, topic, partition)
     try:
         with transaction.atomic():
             return Lane.objects.create(
@@ -69,6 +69,12 @@ def _new_lane(log: EventLog, site: Site | None, sink: str, topic: str, partition
             )
     except IntegrityError:
         return Lane.objects.get(**key)
+
+
+def _first_offset(log: EventLog, site: Site | None, topic: str, partition: int) -> int:
+    """Where the ledger of a new lane begins."""
+    low, high = log.watermarks(topic, partition)
+    return high if site is not None and site.start_from == Site.StartFrom.LATEST else low
 
 
 def due_lanes(clock: Clock = time.time) -> Iterator[Lane]:

@@ -52,6 +52,7 @@ def publish() -> None:
     from django.core.management import call_command
 
     from audit_logging.spool import Record
+    from audit_publisher.conf import conf as publisher_conf
     from audit_publisher.eventlog import get_region, region_names
     from audit_publisher.testing import make_event, make_record
 
@@ -71,7 +72,7 @@ def publish() -> None:
     # Some twice: worker redelivery.
     for region in region_names():
         for receipt in get_region(region).append(
-            "api-audit-events", [*records[:60], *poison, *records[40:], *records[:10]]
+            publisher_conf.DEFAULT_TOPIC, [*records[:60], *poison, *records[40:], *records[:10]]
         ):
             assert receipt.error is None
 

@@ -76,5 +76,20 @@ def test_workers_and_regions_that_race_on_postgresql(tmp_path: Path, postgres_se
     check(run_crashing("race", tmp_path, AUDIT_DATABASE_URL=url, **_second_region(tmp_path)))
 
 
+@pytest.mark.services
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", ["after_claim", "after_upload", "race"])
+def test_killed_and_redone_with_kafka(failpoint: str, tmp_path: Path, kafka_primary: Any) -> None:
+    topic = f"crash-{failpoint}"
+    kafka_primary.create_topics({topic: 2, f"{topic}_DLQ": 1})
+    found = run_crashing(
+        failpoint,
+        tmp_path,
+        AUDIT_PUBLISHER_PRIMARY_URL=f"kafka://{kafka_primary.address}",
+        AUDIT_PUBLISHER_DEFAULT_TOPIC=topic,
+    )
+    check(found)
+
+
 def _second_region(folder: Path) -> dict[str, str]:
     return {"AUDIT_PUBLISHER_SECONDARY_URL": f"local://{folder}/secondary.sqlite3"}
