@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from django.conf import settings
@@ -33,6 +34,7 @@ class Exchange:
     __slots__ = (
         "duration",
         "error",
+        "kwargs",
         "max_body_bytes",
         "meta",
         "method",
@@ -42,6 +44,7 @@ class Exchange:
         "reason_phrase",
         "request_body",
         "request_size",
+        "request_unread",
         "response_body",
         "response_encoding",
         "response_is_file",
@@ -69,6 +72,7 @@ class Exchange:
         self.max_body_bytes = decision.max_body_bytes
         self.request_body: bytes | None = None
         self.request_size = _content_length(self.meta)
+        self.request_unread = False
         self.response_body: bytes | None = None
         self.response_size: int | None = None
         self.response_is_file = False
@@ -77,6 +81,7 @@ class Exchange:
         self.response_encoding = ""
         self.reason_phrase = ""
         self.route: str | None = None
+        self.kwargs: dict[str, Any] = {}
         self.status = CLIENT_CLOSED_REQUEST
         self.outcome = "completed"
         self.error: str | None = None
@@ -94,21 +99,42 @@ class Exchange:
     def read_request_body(self, request: HttpRequest) -> None:
         """Read the body before the view does, only where that changes nothing for the view.
 
-        A body of unknown length, of a type that is not recorded, already being read, or larger
-        than the cap or than Django itself allows, is left alone: reading it here could leave the
-        view an empty stream.
+        Under ASGI the whole body lies in a buffer already, and is looked at in its place. Else a
+        body of unknown length, of a type that is not recorded, already being read, or larger than
+        the cap or than Django itself allows, is left alone: reading it here could leave the view
+        an empty stream.
         """
+        if getattr(request, "_read_started", True):
+            return
+        recordable = is_recordable(self.meta.get("CONTENT_TYPE", ""))
+        stream = request.__dict__.get("_stream")
+        if isinstance(stream, SpooledTemporaryFile):
+            self._look_at(stream, recordable)
+            return
         size = self.request_size
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         if (
             not size
             or size > self.max_body_bytes
             or (limit is not None and size > limit)
-            or not is_recordable(self.meta.get("CONTENT_TYPE", ""))
-            or getattr(request, "_read_started", True)
+            or not recordable
         ):
             return
-        self.request_body = request.body
+        try:
+            self.request_body = request.body
+        except OSError as error:
+            # The caller left while sending. The view meets the same error when it reads.
+            request.__dict__["_stream"] = _Broken(error)
+            request.__dict__["_read_started"] = False
+
+    def _look_at(self, stream: SpooledTemporaryFile, recordable: bool) -> None:
+        position = stream.tell()
+        # The client need not have given a length, nor the right one.
+        self.request_size = stream.seek(0, 2)
+        if recordable and self.request_size <= self.max_body_bytes and not stream._rolled:  # type: ignore[attr-defined]
+            stream.seek(0)
+            self.request_body = stream.read()
+        stream.seek(position)
 
     def saw_request(self, request: HttpRequest) -> None:
         """Take what the view left behind: the body it read, the route, the user."""
@@ -117,9 +143,19 @@ class Exchange:
             self.request_size = len(left)
             if len(left) <= self.max_body_bytes:
                 self.request_body = left
+        if self.request_body is None and not self.request_size:
+            # No length was given; whether there was a body nobody asked.
+            self.request_unread = "HTTP_TRANSFER_ENCODING" in self.meta
+            if self.request_unread:
+                self.request_size = None
         match = request.resolver_match
-        self.route = match.route if match is not None else None
-        self.user = _materialised_user(request)
+        if match is not None:
+            self.route, self.kwargs = match.route, match.kwargs
+        try:
+            self.user = _materialised_user(request)
+        except Exception:
+            # A user class of the service's own; the rest of the record stands without it.
+            self.user = None
 
     def ended(self) -> None:
         """The interaction is over: stop its clock."""
@@ -128,6 +164,22 @@ class Exchange:
     def failed(self, error: BaseException) -> None:
         """The service raised `error`."""
         self.error = describe(error)
+
+
+class _Broken:
+    """A request's stream that failed: every further read fails as the first did."""
+
+    def __init__(self, error: OSError) -> None:
+        self._error = error
+
+    def read(self, *args: Any) -> bytes:
+        """Raise what the first read raised."""
+        raise self._error
+
+    readline = read
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def describe(error: BaseException) -> str:
@@ -157,7 +209,10 @@ def _materialised_user(request: HttpRequest) -> str | None:
     user = request.__dict__.get("user")
     if issubclass(type(user), LazyObject):
         user = user.__dict__.get("_wrapped", empty)
-    if user is None or user is empty or getattr(user, "is_authenticated", False) is not True:
+    if user is None or user is empty:
+        # An async view that asked for `await request.auser()`.
+        user = request.__dict__.get("_acached_user")
+    if user is None or getattr(user, "is_authenticated", False) is not True:
         return None
     name = getattr(user, "get_username", None)
     return str(name() if callable(name) else getattr(user, "pk", ""))[:256] or None

@@ -15,6 +15,8 @@ Level = Literal["none", "metadata", "request", "request_response"]
 
 MEBIBYTE = 1 << 20
 
+_BROKER_SCHEMES = ("durable", "redis", "rediss", "amqp", "amqps", "memory")
+
 DEFAULT_HEADERS = (
     "accept",
     "accept-encoding",
@@ -65,6 +67,18 @@ def _service_name(value: str) -> None:
         raise ValueError(f"{value!r} is not a service name. Use letters, digits, - and _.")
 
 
+def _broker_url(value: str) -> None:
+    scheme = urlsplit(value).scheme
+    if value and scheme not in _BROKER_SCHEMES:
+        raise ValueError(f"{scheme or value!r} is not supported. Use one of {_BROKER_SCHEMES}.")
+
+
+def _absolute_paths(values: tuple[str, ...]) -> None:
+    for value in values:
+        if not value.startswith("/"):
+            raise ValueError(f"{value!r} does not begin with a slash. Give it one.")
+
+
 class LoggingSettings(AppSettings):
     """Options of the capture tier."""
 
@@ -103,6 +117,7 @@ class LoggingSettings(AppSettings):
         "",
         "Celery's broker for deliveries: `redis://…`, `amqp://…` or `durable:///path`. "
         "Empty: durable, in DATA_DIR, which needs no server.",
+        validate=_broker_url,
     )
     CELERY_QUEUE: str = option("audit_logging", "The Celery queue that deliveries go to.")
     DATA_DIR: Path = option(
@@ -123,6 +138,7 @@ class LoggingSettings(AppSettings):
     EXCLUDE_PATHS: tuple[str, ...] = option(
         DEFAULT_EXCLUDED,
         "Paths never recorded, each with all below it; counted as excluded.",
+        validate=_absolute_paths,
     )
     HEADERS: tuple[str, ...] = option(
         DEFAULT_HEADERS,

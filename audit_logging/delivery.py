@@ -23,7 +23,7 @@ from . import metrics
 from .background import Loop
 from .breaker import Breaker
 from .conf import LoggingSettings, conf
-from .exceptions import DeliveryRefused, RetryLater
+from .exceptions import DeliveryRefused, RetryLater, SpoolError, SpoolFull
 from .signing import Signer, SigningError
 from .spool import DurableQueue, Record
 
@@ -36,7 +36,10 @@ FLAGS_PATH = "/v1/config/"
 RETRY_STREAM = "delivery"
 DEAD_STREAM = "dead-letters"
 
-_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: The batch itself is at fault. Anything else is a publisher, proxy or key to be mended, and no
+#: reason to give events up.
+_REFUSED = frozenset({400, 413, 415, 422})
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass
@@ -86,16 +89,17 @@ class Publisher:
             {"Content-Type": "application/x-ndjson"},
             body="\n".join(lines).encode(),
         )
-        if response.status in _RETRYABLE:
-            raise RetryLater(_problem(response), _retry_after(response))
-        if response.status in (401, 403):
-            # A key not yet registered, a clock that is off: an operator's mistake to mend, and
-            # no reason to throw events away.
-            raise RetryLater(_problem(response), 5.0)
-        if response.status == 413 and len(lines) > 1:
-            return self._halves(lines)
-        if response.status >= 300:
+        if response.status in _REFUSED:
+            if len(lines) > 1:
+                # Too much at once, or one bad event among good ones.
+                return self._halves(lines)
             raise DeliveryRefused(_problem(response))
+        if response.status in _BUSY:
+            raise RetryLater(_problem(response), _retry_after(response))
+        if not 200 <= response.status < 300:
+            # A key not yet registered, a clock that is off, a proxy that redirects: there is
+            # somebody to mend it, and no sense in asking often.
+            raise RetryLater(_problem(response), 5.0)
         return _sort(lines, response)
 
     def flags(self, service_name: str, etag: str) -> tuple[dict[str, Any], str] | None:
@@ -119,19 +123,22 @@ class Publisher:
 
     def _halves(self, lines: list[str]) -> Delivered:
         middle = len(lines) // 2
-        first, second = self.send(lines[:middle]), Delivered(again=lines[middle:])
-        try:
-            second = self.send(lines[middle:])
-        except RetryLater:
-            # The first half is stored: only the second is sent again.
-            pass
-        except DeliveryRefused as error:
-            second = Delivered(refused=[(line, str(error)) for line in lines[middle:]])
-        for status, count in second.stored.items():
-            first.stored[status] = first.stored.get(status, 0) + count
-        first.again += second.again
-        first.refused += second.refused
-        return first
+        total = Delivered()
+        for part in (lines[:middle], lines[middle:]):
+            try:
+                result = self.send(part)
+            except RetryLater:
+                if not (total.stored or total.refused):
+                    raise
+                # What the first half came to is known: only the second is sent again.
+                result = Delivered(again=part)
+            except DeliveryRefused as error:
+                result = Delivered(refused=[(line, str(error)) for line in part])
+            for status, count in result.stored.items():
+                total.stored[status] = total.stored.get(status, 0) + count
+            total.again += result.again
+            total.refused += result.refused
+        return total
 
     def _request(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None
@@ -192,8 +199,7 @@ class Deliverer:
                 again = self._send(lines)
             except RetryLater as error:
                 if attempt + 1 < tries:
-                    pause = min(2.0, 0.1 * 2**attempt) * (0.5 + random.random())  # noqa: S311
-                    self._sleep(max(pause, min(error.retry_after or 0.0, 2.0)))
+                    self._sleep(max(self._pause(attempt), min(error.retry_after or 0.0, 2.0)))
                     continue
                 self.breaker.failed(error.retry_after)
                 logger.warning("deliveries are spooled: %s", error)
@@ -202,7 +208,13 @@ class Deliverer:
             if not again:
                 return
             lines = again
+            if attempt + 1 < tries:
+                self._sleep(self._pause(attempt))
         self._keep(lines)
+
+    @staticmethod
+    def _pause(attempt: int) -> float:
+        return min(2.0, 0.1 * 2**attempt) * (0.5 + random.random())  # noqa: S311
 
     def _send(self, lines: list[str]) -> list[str]:
         """Send; account for what was settled; return the lines to send again."""
@@ -223,14 +235,30 @@ class Deliverer:
         record = Record("\n".join(lines).encode(), headers=(("events", str(len(lines)).encode()),))
         self.spool.append(RETRY_STREAM, [record])
         metrics.spooled.inc(len(lines), reason="publisher_down")
-        metrics.spool_bytes.set(self.spool.used_bytes(), spool="delivery")
+        self._measure()
         self.start()
 
+    def _measure(self) -> None:
+        try:
+            metrics.spool_bytes.set(self.spool.used_bytes(), spool="delivery")
+        except SpoolError:
+            # The next write says what is wrong with it.
+            pass
+
     def _bury(self, refused: list[tuple[str, str]]) -> None:
-        self.dead_letters.append(
-            DEAD_STREAM,
-            [Record(line.encode(), headers=(("reason", why.encode()),)) for line, why in refused],
-        )
+        try:
+            self.dead_letters.append(
+                DEAD_STREAM,
+                [
+                    Record(line.encode(), headers=(("reason", why.encode()),))
+                    for line, why in refused
+                ],
+            )
+        except SpoolFull as error:
+            # To wait for room would hold up every good event behind these.
+            metrics.rejected.inc(len(refused), reason="dead_letters_full")
+            logger.error("%s events are LOST, refused for good: %s", len(refused), error)
+            return
         metrics.dead_lettered.inc(len(refused))
         logger.error(
             "%s events are refused for good and kept as dead letters: %s",
@@ -263,26 +291,27 @@ class Deliverer:
             self._keep(again)
         self.spool.settle(RETRY_STREAM, records)
         metrics.replayed.inc(len(lines) - len(again), spool="delivery")
-        metrics.spool_bytes.set(self.spool.used_bytes(), spool="delivery")
+        self._measure()
         return 0.5 if again else 0.0
 
 
 def _sort(lines: list[str], response: urllib3.BaseHTTPResponse) -> Delivered:
     try:
         items = json.loads(response.data)["items"]
-    except (ValueError, KeyError, TypeError) as error:
+        statuses = [(item.get("status"), item) for item in items]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RetryLater("the publisher's answer is not understood") from error
     if len(items) != len(lines):
         raise RetryLater(f"the publisher answered {len(items)} of {len(lines)} events")
     result = Delivered()
-    for line, item in zip(lines, items, strict=True):
-        status = item.get("status")
+    for line, (status, item) in zip(lines, statuses, strict=True):
         if status in ("published", "spooled"):
             result.stored[status] = result.stored.get(status, 0) + 1
-        elif item.get("retryable"):
-            result.again.append(line)
-        else:
+        elif status == "rejected" and not item.get("retryable"):
             result.refused.append((line, json.dumps(item.get("error"))))
+        else:
+            # Also what is not understood: an event is not given up on a guess.
+            result.again.append(line)
     return result
 
 
@@ -294,7 +323,7 @@ def _problem(response: urllib3.BaseHTTPResponse) -> str:
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
     value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdigit() else None
+    return float(value) if value.isascii() and value.isdigit() else None
 
 
 _publisher: tuple[int, Publisher] | None = None

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from django.conf import settings
+
 from .capture import Exchange
 from .conf import LoggingSettings
-from .redaction import Body, Redactor
+from .redaction import MASK, Body, Redactor, is_recordable
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$")
 _ROUTE_CONVERTER = re.compile(r"<(?:[\w.]+:)?(\w+)>")
@@ -79,11 +81,10 @@ class EventBuilder:
     def __init__(self, conf: LoggingSettings) -> None:
         self._conf = conf
         self._service = conf.SERVICE_NAME or "unnamed-service"
-        self._headers = {
-            f"HTTP_{name.upper().replace('-', '_')}": name.lower() for name in conf.HEADERS
-        }
+        names = [name.lower().replace("_", "-") for name in conf.HEADERS]
+        self._headers = {f"HTTP_{name.upper().replace('-', '_')}": name for name in names}
         for special in ("content-type", "content-length"):
-            if special in conf.HEADERS:
+            if special in names:
                 self._headers[special.upper().replace("-", "_")] = special
         self._redactors: dict[int, Redactor] = {}
 
@@ -91,7 +92,7 @@ class EventBuilder:
         """Return the event of one exchange; its bodies fit MAX_EVENT_BYTES once encoded."""
         meta = exchange.meta
         redactor = self._redactor(exchange.max_body_bytes)
-        path = redactor.path(exchange.path)
+        path = redactor.path(exchange.path, exchange.kwargs)
         query = redactor.query(_text(meta.get("QUERY_STRING", "")))
         request_body = self._request_body(exchange, redactor)
         response_body = self._response_body(exchange, redactor)
@@ -110,8 +111,8 @@ class EventBuilder:
             error_reason=self._reason(exchange, response_body, redactor),
             headers=self._header_values(meta, redactor),
             trace_id=traceparent.group(1) if traceparent else None,
-            consumer_id=_header(meta, "HTTP_WM_CONSUMER.ID", "HTTP_WM_CONSUMER_ID"),
-            site_id=_header(meta, "HTTP_WM_SITE_ID"),
+            consumer_id=_header(meta, redactor, "HTTP_WM_CONSUMER.ID", "HTTP_WM_CONSUMER_ID"),
+            site_id=_header(meta, redactor, "HTTP_WM_SITE_ID"),
             user=exchange.user,
             outcome=exchange.outcome,
             request_size=exchange.request_size,
@@ -135,6 +136,9 @@ class EventBuilder:
                 line = event.to_json()
         if _utf8_size(line) > limit:
             event.headers = {}
+            # A character may take twelve bytes, as a pair of escapes.
+            event.path = _clip(event.path, 256)
+            event.error_reason = event.error_reason and _clip(event.error_reason, 100)
             line = event.to_json()
         return line
 
@@ -154,25 +158,33 @@ class EventBuilder:
         content_type = meta.get("CONTENT_TYPE", "")
         if raw is not None:
             return redactor.body(raw, content_type, meta.get("HTTP_CONTENT_ENCODING", ""))
-        if not exchange.request_size:
-            return Body("", "full")
         size = exchange.request_size
         media = content_type.partition(";")[0].strip()[:100] or "no content type"
-        if size > exchange.max_body_bytes:
+        if exchange.request_unread:
+            return Body(f"[not read: {media}, length unknown]", "omitted_size")
+        if not size:
+            return Body("", "full")
+        if not is_recordable(content_type):
+            return Body(f"[not text: {media}, {size} bytes]", "omitted_binary")
+        django_limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        if size > exchange.max_body_bytes or (django_limit is not None and size > django_limit):
             return Body(f"[too large: {media}, {size} bytes]", "omitted_size")
-        return Body(f"[not captured: {media}, {size} bytes]", "omitted_binary")
+        # The service took it as a stream before us, or the caller left while sending it.
+        return Body(f"[could not be read: {media}, {size} bytes]", "omitted_parse")
 
     def _response_body(self, exchange: Exchange, redactor: Redactor) -> Body:
         if not exchange.wants_response_body:
             return OMITTED_POLICY
         content_type = exchange.response_type
+        media = content_type.partition(";")[0].strip()[:100] or "no content type"
+        size = exchange.response_size
         if exchange.response_body is None:
             if not exchange.response_size and not exchange.response_is_file:
                 return Body("", "full")
-            media = content_type.partition(";")[0].strip()[:100] or "no content type"
-            size = exchange.response_size
             if exchange.response_is_file:
                 return Body(f"[a file: {media}, {size} bytes]", "omitted_binary")
+            return Body(f"[too large: {media}, {size} bytes]", "omitted_size")
+        if exchange.response_truncated and not exchange.response_body:
             return Body(f"[too large: {media}, {size} bytes]", "omitted_size")
         return redactor.body(
             exchange.response_body,
@@ -186,7 +198,8 @@ class EventBuilder:
         for key, name in self._headers.items():
             value = meta.get(key)
             if isinstance(value, str) and value:
-                values[name] = _clip(redactor.text(_text(value)), _MAX_HEADER)
+                text = MASK if redactor.is_sensitive(name) else redactor.text(_text(value))
+                values[name] = _clip(text, _MAX_HEADER)
         return values
 
     def _reason(self, exchange: Exchange, body: Body, redactor: Redactor) -> str | None:
@@ -227,11 +240,11 @@ def _reason_in(body: Body) -> str:
     return ""
 
 
-def _header(meta: dict[str, Any], *keys: str) -> str | None:
+def _header(meta: dict[str, Any], redactor: Redactor, *keys: str) -> str | None:
     for key in keys:
         value = meta.get(key)
         if isinstance(value, str) and value.strip():
-            return _text(value.strip())[:_MAX_NAME]
+            return redactor.text(_text(value.strip()))[:_MAX_NAME]
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -42,6 +42,8 @@ class AuditMiddleware:
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
+        # What this imports takes a while: at the start, not in the first request.
+        get_transport()
 
     def __call__(self, request: HttpRequest) -> Any:
         if self._is_async:
@@ -101,25 +103,25 @@ class AuditMiddleware:
 
     def _abort(self, request: HttpRequest, exchange: Exchange, error: BaseException) -> None:
         try:
-            exchange.saw_request(request)
             exchange.outcome = (
                 "disconnected" if isinstance(error, (CancelledError, GeneratorExit)) else "failed"
             )
             if exchange.outcome == "failed":
                 exchange.status = 500
             exchange.error = exchange.error or describe(error)
-            _submit(exchange)
+            exchange.saw_request(request)
         except Exception:
             _internal_error("abort")
+        _submit(exchange)
 
     def _finish(self, request: HttpRequest, exchange: Exchange, response: HttpResponseBase) -> None:
         try:
-            exchange.saw_request(request)
             exchange.status = response.status_code
             exchange.outcome = "failed" if response.status_code >= 500 else "completed"
             exchange.response_type = response.headers.get("Content-Type", "")
             exchange.response_encoding = response.headers.get("Content-Encoding", "")
             exchange.reason_phrase = response.reason_phrase
+            exchange.saw_request(request)
             if response.streaming:
                 _watch_stream(exchange, response)
                 return
@@ -130,15 +132,19 @@ class AuditMiddleware:
                 if len(content) > exchange.max_body_bytes:
                     # Its size tells enough; do not hold the bytes until the sender comes round.
                     exchange.response_body = None
-            _submit(exchange)
         except Exception:
+            # What was seen so far is recorded all the same.
             _internal_error("finish")
+        _submit(exchange)
 
 
 def _submit(exchange: Exchange) -> None:
-    exchange.ended()
-    metrics.captured.inc()
-    get_transport().submit(exchange)
+    try:
+        exchange.ended()
+        metrics.captured.inc()
+        get_transport().submit(exchange)
+    except Exception:
+        _internal_error("submit")
 
 
 def _watch_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
@@ -180,7 +186,7 @@ class _Tee:
             self._exchange.outcome = "failed"
             raise
 
-    async def iterate_async(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def iterate_async(self, stream: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
         try:
             async for chunk in stream:
                 self._see(chunk)
@@ -190,6 +196,8 @@ class _Tee:
             self._exchange.failed(error)
             self._exchange.outcome = "failed"
             raise
+        finally:
+            await stream.aclose()
 
     def _see(self, chunk: bytes) -> None:
         self._size += len(chunk)
@@ -210,9 +218,9 @@ class _Tee:
                 exchange.response_truncated = self._size > self._kept or not self.complete
             if not self.complete and exchange.outcome == "completed":
                 exchange.outcome = "disconnected"
-            _submit(exchange)
         except Exception:
             _internal_error("stream")
+        _submit(exchange)
 
 
 def _internal_error(place: str) -> None:

@@ -11,6 +11,7 @@ with prefix ``AUDIT_SINK`` is read, first found wins, from
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import types
 import typing
@@ -140,8 +141,11 @@ class Option:
             if isinstance(raw, bool) or (not from_text and not isinstance(raw, (int, float))):
                 raise _Invalid(f"{raw!r} is not a number.", f"Give {_a(self.type_name)}.")
             try:
-                return base(raw)
-            except ValueError:
+                number = base(raw)
+                if not math.isfinite(number) or (not from_text and number != raw):
+                    raise ValueError
+                return number
+            except (ValueError, OverflowError):
                 unit = f" ({self.unit})" if self.unit else ""
                 raise _Invalid(
                     f"{raw!r} is not {_a(self.type_name)}.", f"Give {_a(self.type_name)}{unit}."

@@ -106,8 +106,14 @@ class Redactor:
         pairs, changed = self._pairs(query)
         return urlencode(pairs, safe="[]/:,@") if changed else query
 
-    def path(self, path: str) -> str:
-        """Return a path with tokens and card numbers masked."""
+    def path(self, path: str, kwargs: dict[str, Any] | None = None) -> str:
+        """Return a path with tokens and card numbers masked.
+
+        :param kwargs: what the route took from the path; ``reset/<token>`` names a secret.
+        """
+        for name, value in (kwargs or {}).items():
+            if isinstance(value, str) and len(value) > 2 and self.is_sensitive(name):
+                path = path.replace(value, MASK)
         return self.text(path)
 
     def body(

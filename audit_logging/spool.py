@@ -53,6 +53,9 @@ CREATE TABLE IF NOT EXISTS record (
 CREATE UNIQUE INDEX IF NOT EXISTS record_position ON record (stream, offset);
 """
 
+#: Connections that belong to a parent process.
+_inherited: list[sqlite3.Connection] = []
+
 _COLUMNS = "offset, timestamp, key, value, headers, attempts, lease"
 
 
@@ -195,33 +198,30 @@ class DurableQueue:
 
         Stops before `max_bytes` is passed, but returns one record at least if there is one.
         """
-        rows = self._reader().execute(
-            f"SELECT {_COLUMNS} FROM record WHERE stream = ? AND offset >= ?"  # noqa: S608
-            " ORDER BY offset LIMIT ?",
-            (stream, start, max_records),
-        )
-        return _take(rows, max_bytes)
+        with self._read() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM record WHERE stream = ? AND offset >= ?"  # noqa: S608
+                " ORDER BY offset LIMIT ?",
+                (stream, start, max_records),
+            )
+            return _take(rows, max_bytes)
 
     def watermarks(self, stream: str) -> tuple[int, int]:
         """Return (low, high): the first offset still kept, and the next one to be given."""
-        row = (
-            self._reader()
-            .execute("SELECT low_offset, next_offset FROM stream WHERE name = ?", (stream,))
-            .fetchone()
-        )
+        with self._read() as connection:
+            row = connection.execute(
+                "SELECT low_offset, next_offset FROM stream WHERE name = ?", (stream,)
+            ).fetchone()
         return (row[0], row[1]) if row else (0, 0)
 
     def offset_at(self, stream: str, timestamp: int) -> int:
         """Return the first offset whose record is at or after `timestamp` (epoch micros)."""
-        row = (
-            self._reader()
-            .execute(
+        with self._read() as connection:
+            row = connection.execute(
                 "SELECT offset FROM record WHERE stream = ? AND timestamp >= ?"
                 " ORDER BY offset LIMIT 1",
                 (stream, timestamp),
-            )
-            .fetchone()
-        )
+            ).fetchone()
         return row[0] if row else self.watermarks(stream)[1]
 
     def trim(self, stream: str, before: int) -> int:
@@ -261,7 +261,12 @@ class DurableQueue:
         """
         now = self._clock()
         # Looking first without the write lock keeps idle pollers from blocking the writers.
-        if not self._leasable(self._reader(), stream, now, 1, max_bytes):
+        with self._read() as connection:
+            waiting = connection.execute(
+                "SELECT 1 FROM record WHERE stream = ? AND leased_until <= ? LIMIT 1",
+                (stream, now),
+            ).fetchone()
+        if waiting is None:
             return []
         with self._write() as connection:
             taken = self._leasable(connection, stream, now, max_records, max_bytes)
@@ -334,24 +339,26 @@ class DurableQueue:
 
     def streams(self) -> list[str]:
         """Names of all streams that were ever written."""
-        return [name for (name,) in self._reader().execute("SELECT name FROM stream ORDER BY name")]
+        with self._read() as connection:
+            return [name for (name,) in connection.execute("SELECT name FROM stream ORDER BY name")]
 
     def stats(self, stream: str) -> StreamStats:
         """How full `stream` is."""
-        reader = self._reader()
-        row = reader.execute(
-            "SELECT records, bytes FROM stream WHERE name = ?", (stream,)
-        ).fetchone()
-        if row is None:
-            return StreamStats()
-        oldest = reader.execute(
-            "SELECT timestamp FROM record WHERE stream = ? ORDER BY offset LIMIT 1", (stream,)
-        ).fetchone()
+        with self._read() as connection:
+            row = connection.execute(
+                "SELECT records, bytes FROM stream WHERE name = ?", (stream,)
+            ).fetchone()
+            if row is None:
+                return StreamStats()
+            oldest = connection.execute(
+                "SELECT timestamp FROM record WHERE stream = ? ORDER BY offset LIMIT 1", (stream,)
+            ).fetchone()
         return StreamStats(row[0], row[1], oldest[0] if oldest else None)
 
     def used_bytes(self) -> int:
         """Bytes of all records in the file."""
-        (used,) = self._reader().execute("SELECT coalesce(sum(bytes), 0) FROM stream").fetchone()
+        with self._read() as connection:
+            (used,) = connection.execute("SELECT coalesce(sum(bytes), 0) FROM stream").fetchone()
         return used
 
     def close(self) -> None:
@@ -363,9 +370,10 @@ class DurableQueue:
 
     # -- connections ----------------------------------------------------------------------
 
-    def _reader(self) -> sqlite3.Connection:
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
         try:
-            return self._connection()
+            yield self._connection()
         except (sqlite3.Error, OSError) as error:
             raise SpoolUnavailable(f"{self.path}: {error}") from error
 
@@ -393,8 +401,11 @@ class DurableQueue:
         local = self._local
         if local.connection is not None and local.pid == os.getpid():
             return local.connection
-        # A connection inherited through fork is left alone: closing it here would drop the
-        # parent's POSIX locks.
+        if local.connection is not None:
+            # Inherited through a fork: SQLite asks that a child leave it alone, so that not even
+            # the garbage collector may close it.
+            _inherited.append(local.connection)
+            local.connection = None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(
             self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 from celery import shared_task
+from celery.exceptions import Reject
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
 from .celery import DELIVER
 from .delivery import get_deliverer
 
+logger = logging.getLogger(__name__)
+
+REQUEUE_SECONDS = 1.0
+
 
 @shared_task(name=DELIVER, ignore_result=True)
 def deliver(payload: str, events: int) -> None:
     """Bring one batch of JSON lines to the publisher, or to a durable place of this host."""
-    get_deliverer().deliver(payload)
+    try:
+        get_deliverer().deliver(payload)
+    except Exception as error:
+        # Celery acknowledges what fails, which would lose the batch. It goes back to the broker;
+        # the pause keeps a worker that can do nothing else from spinning.
+        logger.exception("%s events could neither be delivered nor kept; they are requeued", events)
+        time.sleep(REQUEUE_SECONDS)
+        raise Reject(error, requeue=True) from error
 
 
 @worker_process_init.connect(dispatch_uid="audit_logging.worker_process_init")

@@ -15,6 +15,8 @@ import os
 import threading
 import time
 import uuid
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from . import metrics
@@ -58,65 +60,84 @@ class Transport:
         )
         self._sender = Loop(self._send_step, name="audit-sender")
         self._overflow = Loop(self._overflow_step, name="audit-overflow")
-        self._warned = 0.0
+        self._warned: dict[str, float] = {}
+        self._locks: dict[int, threading.Lock] = {}
         self._fresh()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._fresh)
+        _instances.add(self)
         atexit.register(self.flush)
 
     def _fresh(self) -> None:
         # A forked child starts empty: what the parent had buffered is the parent's to send.
-        self._pid = os.getpid()
         self.buffer = Buffer(self._options.BUFFER_SIZE, self._options.BUFFER_BYTES)
         self.breaker = Breaker()
         self._epoch = uuid.uuid4().hex
         self._numbers = itertools.count()
         self._sending_since: float | None = None
         self._replay_at = 0.0
-        self._closing = False
+        self._refused: Counter[str] = Counter()
         self._build_lock = threading.Lock()
+        # Held from taking events out of the buffer until each has a place: see flush().
+        self._sender_hands = threading.Lock()
+        self._overflow_hands = threading.Lock()
+        self._in_hand: deque[tuple[str, int]] = deque()
+        self._pid = os.getpid()
 
     # -- request threads ------------------------------------------------------------------
 
     def submit(self, exchange: Exchange) -> None:
         """Take an exchange; returns at once, whatever state everything else is in."""
         if self._pid != os.getpid():
-            self._fresh()
+            # uWSGI forks without telling. A lock of this process's own: the first thread makes
+            # the new buffer, and no second one takes it away again.
+            with self._locks.setdefault(os.getpid(), threading.Lock()):
+                if self._pid != os.getpid():
+                    self._fresh()
         exchange.producer_epoch = self._epoch
         exchange.seq = next(self._numbers)
         refused = self.buffer.put(exchange)
         if refused is not None:
             metrics.rejected.inc(reason=refused)
-            self._warn("the buffer is full; an event was dropped (%s)", refused)
+            self._refused[refused] += 1
         self._sender.ensure_running()
-        if self.buffer.nearly_full:
+        if refused is not None or self.buffer.nearly_full:
             self._sender.wake()
             self._overflow.ensure_running()
             self._overflow.wake()
-            if refused is None:
-                self._warn("the buffer is 80 %% full: %s events", len(self.buffer))
         elif len(self.buffer) == 1:
             self._sender.wake()
 
     # -- background threads ---------------------------------------------------------------
 
     def _send_step(self) -> float:
-        batch = self.buffer.take(self._options.BATCH_SIZE)
-        metrics.buffer_depth.set(len(self.buffer))
-        for payload, count in self._encode(batch):
-            self._dispatch(payload, count)
-        if batch:
-            return 0.0 if self.buffer.nearly_full else _LINGER
-        return self._replay()
+        with self._sender_hands:
+            batch = self.buffer.take(self._options.BATCH_SIZE)
+            metrics.buffer_depth.set(len(self.buffer))
+            self._in_hand.extend(self._encode(batch))
+            while self._in_hand:
+                self._dispatch(*self._in_hand[0])
+                self._in_hand.popleft()
+        if batch and self.buffer.nearly_full:
+            return 0.0
+        # Also while there is traffic, which may never end.
+        pause = self._replay()
+        return min(pause, _LINGER) if batch else pause
 
     def _overflow_step(self) -> float:
         since = self._sending_since
-        if not self.buffer.nearly_full:
+        nearly_full = self.buffer.nearly_full
+        # Here and not where it happens: writing to a log is I/O.
+        if self._refused:
+            refused, self._refused = self._refused, Counter()
+            said = ", ".join(f"{count} {reason}" for reason, count in list(refused.items()))
+            self._warn("events are LOST: %s", said)
+        if not nearly_full:
             return _IDLE * 60
+        self._warn("the buffer is 80 %% full: %s events", len(self.buffer))
         if since is None or time.monotonic() - since < _HELD_UP:
             return 0.05
-        for payload, count in self._encode(self.buffer.take(self._options.BATCH_SIZE)):
-            self._keep(payload, count, "overflow")
+        with self._overflow_hands:
+            for payload, count in self._encode(self.buffer.take(self._options.BATCH_SIZE)):
+                self._keep(payload, count, "overflow")
         return 0.0
 
     def _encode(self, batch: Sequence[Exchange]) -> list[tuple[str, int]]:
@@ -145,8 +166,9 @@ class Transport:
     def _dispatch(self, payload: str, count: int) -> None:
         if not self.breaker.allows:
             self._keep(payload, count, "broker_down")
-            return
-        if not self._try_send(payload, count):
+        elif self._try_send(payload, count):
+            metrics.queued.inc(count)
+        else:
             self._keep(payload, count, "broker_down")
 
     def _try_send(self, payload: str, count: int) -> bool:
@@ -175,7 +197,14 @@ class Transport:
             self._warn("%s events are LOST: %s", count, error)
             return
         metrics.spooled.inc(count, reason=reason)
-        metrics.spool_bytes.set(self.spool.used_bytes(), spool="capture")
+        self._measure()
+
+    def _measure(self) -> None:
+        try:
+            metrics.spool_bytes.set(self.spool.used_bytes(), spool="capture")
+        except SpoolError:
+            # The next write says what is wrong with it.
+            pass
 
     def _replay(self) -> float:
         """Send what lies in the spool; return how long to wait for more to do."""
@@ -188,45 +217,64 @@ class Transport:
         if not self.spool.path.exists():
             self._replay_at = now + _IDLE
             return _IDLE
-        records = self.spool.lease(
-            STREAM, seconds=60.0, owner=f"{os.getpid()}", max_records=1, max_bytes=64 << 20
-        )
-        if not records:
+        try:
+            records = self.spool.lease(
+                STREAM, seconds=60.0, owner=f"{os.getpid()}", max_records=1, max_bytes=64 << 20
+            )
+            if not records:
+                self._replay_at = now + _IDLE
+                return _IDLE
+            record = records[0]
+            count = int(dict(record.headers).get(EVENTS_HEADER) or b"1")
+            if not self._try_send(record.value.decode(), count):
+                self.spool.release(STREAM, records)
+                return _IDLE
+            self.spool.settle(STREAM, records)
+        except SpoolError as error:
+            # Sent and not settled: it is sent again later, and the lake has each event once.
+            self._warn("the spool cannot be replayed: %s", error)
             self._replay_at = now + _IDLE
             return _IDLE
-        record = records[0]
-        count = int(dict(record.headers).get(EVENTS_HEADER) or b"1")
-        if not self._try_send(record.value.decode(), count):
-            self.spool.release(STREAM, records)
-            return _IDLE
-        self.spool.settle(STREAM, records)
         metrics.replayed.inc(count, spool="capture")
-        metrics.spool_bytes.set(self.spool.used_bytes(), spool="capture")
+        self._measure()
         return 0.0
 
     # -- the end --------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Empty the buffer within `timeout` seconds (SHUTDOWN_SECONDS); return whether it is."""
+        """Empty the buffer within `timeout` seconds (SHUTDOWN_SECONDS); return whether it is.
+
+        The sender and the overflow thread may have events in hand, which would die with the
+        process: they are waited for, and what the sender cannot get rid of goes to the spool.
+        """
         if self._pid != os.getpid():
             return True
-        deadline = time.monotonic() + (
-            self._options.SHUTDOWN_SECONDS if timeout is None else timeout
-        )
-        while len(self.buffer) and time.monotonic() < deadline:
-            for payload, count in self._encode(self.buffer.take(self._options.BATCH_SIZE)):
-                # A sender that hangs in the broker now would hang here too.
-                if self._sending_since is None:
-                    self._dispatch(payload, count)
-                else:
+        limit = self._options.SHUTDOWN_SECONDS if timeout is None else timeout
+        start = time.monotonic()
+        # Half of the time for the broker; the rest is the spool's, which is quick.
+        sender = self._sender_hands.acquire(timeout=limit / 2)
+        overflow = self._overflow_hands.acquire(timeout=limit / 2)
+        try:
+            if not sender:
+                # It hangs in the broker. If that takes the batch after all, it is there twice,
+                # and once in the lake.
+                for payload, count in list(self._in_hand):
                     self._keep(payload, count, "broker_down")
+            while len(self.buffer) and (spent := time.monotonic() - start) < limit:
+                for payload, count in self._encode(self.buffer.take(self._options.BATCH_SIZE)):
+                    if sender and spent < limit / 2:
+                        self._dispatch(payload, count)
+                    else:
+                        self._keep(payload, count, "broker_down")
+        finally:
+            if sender:
+                self._sender_hands.release()
+            if overflow:
+                self._overflow_hands.release()
         left = self.buffer.take(self.buffer.max_events)
         if left:
             metrics.rejected.inc(len(left), reason="shutdown")
             logger.warning("%s events are LOST: no time left at exit", len(left))
-        # What the sender holds in hand at this moment it may still hand over.
-        while self._sending_since is not None and time.monotonic() < deadline:
-            threading.Event().wait(0.01)
         return not left
 
     def close(self) -> None:
@@ -239,9 +287,21 @@ class Transport:
 
     def _warn(self, message: str, *args: object) -> None:
         now = time.monotonic()
-        if now - self._warned >= _WARN_EVERY:
-            self._warned = now
+        if now - self._warned.get(message, -_WARN_EVERY) >= _WARN_EVERY:
+            self._warned[message] = now
             logger.warning(message, *args)
+
+
+_instances: weakref.WeakSet[Transport] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for transport in list(_instances):
+        transport._fresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 _transport: Transport | None = None
