@@ -22,7 +22,7 @@ __all__ = ["KafkaEventLog", "load_properties"]
 logger = logging.getLogger(__name__)
 
 #: Partition readers kept at the same time; the one used longest ago is closed first.
-MAX_READERS = 16
+MAX_READERS = 8
 
 #: What a child inherits through fork is kept here, unused: destroying it would wait for threads
 #: that the child does not have.

@@ -109,7 +109,8 @@ def consumer(servers: str, properties: dict[str, str], group: str) -> dict[str, 
     return {
         "fetch.wait.max.ms": 100,
         "max.partition.fetch.bytes": 4 << 20,
-        "queued.max.messages.kbytes": 32 << 10,
+        # Prefetched in memory, for each partition that is read.
+        "queued.max.messages.kbytes": 8 << 10,
         "fetch.error.backoff.ms": 100,
         **common(servers, properties),
         "group.id": group,

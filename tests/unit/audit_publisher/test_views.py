@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from audit_publisher import codec, publish
+from audit_publisher import codec, eventlog, publish
+from audit_publisher.eventlog import Receipt
+from audit_publisher.eventlog.local import LocalEventLog
+from audit_publisher.exceptions import Backpressure
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, LEGACY, URL, Configure, stored
 
@@ -279,6 +282,21 @@ def test_nowhere_to_store(api: Client, configure: Configure, tmp_path: Any) -> N
     problem(post(api, BATCH, [make_event(), make_event()]), 503, retryable=True)
     mixed = post(api, BATCH, [make_event(), {}]).json()["items"]
     assert [item["retryable"] for item in mixed] == [True, False]
+
+
+def test_back_pressure(
+    api: Client, configure: Configure, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(LocalEventLog):
+        def append(self, topic: str, records: Any) -> list[Receipt]:
+            return [Receipt(error=Backpressure("queue full"))] * len(records)
+
+    configure(SPOOL_MAX_BYTES=1 << 20)
+    log = Busy("primary", tmp_path / "busy.sqlite3", create_partitions=1)
+    monkeypatch.setattr(eventlog, "open_region", lambda name, url: log)
+    large = "x" * 600_000
+    assert post(api, URL, make_event(response_body=large)).json()["status"] == "spooled"
+    problem(post(api, URL, make_event(response_body=large)), 429, retryable=True)
 
 
 def test_a_schema_registry_that_never_answered(api: Client, configure: Configure) -> None:
