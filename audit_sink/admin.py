@@ -139,17 +139,12 @@ class BatchAdmin(ReadOnlyAdmin):
     list_display = (
         "id",
         "sink",
-        "region",
-        "topic",
-        "partition",
-        "start_offset",
-        "end_offset",
+        "partition_read",
+        "offsets",
         "state",
-        "taken",
         "stored",
         "duplicates",
         "dead_lettered",
-        "lost",
         "size",
         "done_at",
         "took",
@@ -157,6 +152,14 @@ class BatchAdmin(ReadOnlyAdmin):
     list_filter = ("sink", "state", "region", "topic", "done_at")
     date_hierarchy = "claimed_at"
     show_full_result_count = False
+
+    @admin.display(description="partition", ordering="partition")
+    def partition_read(self, batch: Batch) -> str:
+        return f"{batch.topic} {batch.partition}, {batch.region}"
+
+    @admin.display(description="offsets", ordering="start_offset")
+    def offsets(self, batch: Batch) -> str:
+        return f"{batch.start_offset:,} to {batch.end_offset - 1:,}"
 
     @admin.display(description="size", ordering="bytes")
     def size(self, batch: Batch) -> str:
@@ -173,19 +176,23 @@ class BatchAdmin(ReadOnlyAdmin):
 class LakeFileAdmin(ReadOnlyAdmin):
     """Files of the lake."""
 
-    list_display = ("path", "site", "service", "date", "endpoint", "rows", "size", "range")
+    list_display = ("name", "site", "service", "endpoint", "date", "rows", "size", "times")
     list_filter = ("site", "date", "service", "endpoint")
     search_fields = ("path",)
     list_select_related = ("batch",)
     show_full_result_count = False
 
+    @admin.display(description="file", ordering="path")
+    def name(self, file: LakeFile) -> str:
+        return file.path.rpartition("/")[2].removesuffix(".parquet")
+
     @admin.display(description="size", ordering="bytes")
     def size(self, file: LakeFile) -> str:
         return human_bytes(file.bytes)
 
-    @admin.display(description="requests from, to")
-    def range(self, file: LakeFile) -> str:
-        return f"{file.min_request_ts:%Y-%m-%d %H:%M:%S}, {file.max_request_ts:%Y-%m-%d %H:%M:%S}"
+    @admin.display(description="requests (UTC)", ordering="min_request_ts")
+    def times(self, file: LakeFile) -> str:
+        return f"{file.min_request_ts:%H:%M:%S} to {file.max_request_ts:%H:%M:%S}"
 
 
 @admin.register(DeadLetter)

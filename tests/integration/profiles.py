@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from audit_logging.spool import DurableQueue
 from examples.demo.prepare import ROOT, Places, make_keys
 from examples.demo.processes import Program, Supervisor
 from examples.demo.programs import Addresses, Programs
@@ -39,6 +40,8 @@ class Profile(ABC):
     """
 
     name: str
+    #: Celery's pool.
+    pool: str
 
     def __init__(self, root: Path, service: dict[str, str] | None = None) -> None:
         self.root = root
@@ -82,6 +85,7 @@ class Embedded(Profile):
     """SQLite, the local event log, folders as buckets, a broker in a file."""
 
     name = "embedded"
+    pool = "threads"
 
     def prepare(self) -> None:
         pass
@@ -116,6 +120,8 @@ class Production(Profile):
     """PostgreSQL, Redis, Kafka in two regions, a schema registry, Google Cloud Storage."""
 
     name = "production"
+    # Clients of Kafka, the bucket and the database must come through a fork.
+    pool = "prefork"
 
     def __init__(self, root: Path, fixture: Any) -> None:
         super().__init__(root)
@@ -227,6 +233,16 @@ class System:
             if (identity := dict(row["headers"]).get("wm-qos.correlation-id")) in wanted
         )
 
+    def diagnosis(self) -> str:
+        """Where events may be waiting, for the message of a failing test."""
+        spools = []
+        for path in sorted(self.places.root.rglob("*.sqlite3")):
+            if path.name != "audit.sqlite3":
+                queue = DurableQueue(path)
+                waiting = {name: queue.stats(name).records for name in queue.streams()}
+                spools.append(f"{path.relative_to(self.places.root)}: {waiting}")
+        return "\n".join([*spools, self.manage("audit_status"), f"logs: {self.places.logs}"])
+
     def manage(self, *arguments: str, timeout: float = 60) -> str:
         """Run a command of the project; return what it prints."""
         program = Program(
@@ -253,6 +269,7 @@ class _ProfilePrograms(Programs):
     def __init__(self, profile: Profile, places: Places, addresses: Addresses) -> None:
         super().__init__(places, addresses)
         self._profile = profile
+        self.pool = profile.pool
 
     def project_environ(self) -> dict[str, str]:
         return super().project_environ() | self._profile.project()

@@ -59,7 +59,7 @@ class Journey:
 
     def _progress(self) -> str:
         stored = {country: len(rows) for country, rows in self.rows.items()}
-        return f"{CALLS} sent, stored {stored}; logs in {self.system.places.logs}"
+        return f"{CALLS} sent, stored {stored}\n{self.system.diagnosis()}"
 
     def row(self, call: Call) -> dict[str, Any]:
         found = [

@@ -19,7 +19,9 @@ class Admin:
 
     def log_in(self, username: str, password: str) -> None:
         """Log in through the form."""
-        page = self._submit("/admin/login/?next=/admin/", {"username": username, "password": password})
+        page = self._submit(
+            "/admin/login/?next=/admin/", {"username": username, "password": password}
+        )
         assert "Log out" in page, "could not log in"
 
     def set_capture_flags(self, service: str, *, enabled: bool) -> None:

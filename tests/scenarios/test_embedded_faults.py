@@ -44,7 +44,11 @@ def _arrive(system: System, batch: Sequence[Call], timeout: float = 90) -> None:
         found = system.stored(batch)
         return len(found) == len(batch)
 
-    eventually(all_there, timeout, lambda: f"{len(found)} of {len(batch)} arrived", pause=0.5)
+    def missing() -> str:
+        lacking = [call for call in batch if call.id not in found]
+        return f"{len(lacking)} of {len(batch)} did not arrive: {lacking[:3]}\n{system.diagnosis()}"
+
+    eventually(all_there, timeout, missing, pause=0.5)
     assert set(found.values()) == {1}
 
 
