@@ -103,6 +103,8 @@ def _producer_app() -> Celery:
         }
     elif conf.broker_url().startswith("amqp"):
         options |= {"connect_timeout": timeout, "read_timeout": timeout * 3}
+    # One try: the breaker above decides when the next is due.
+    options |= {"max_retries": 0, "interval_start": 0, "interval_step": 0}
     sender.conf.update(
         broker_transport_options=options, broker_connection_timeout=timeout, broker_pool_limit=1
     )

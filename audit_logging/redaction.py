@@ -43,7 +43,7 @@ _TEXT_TYPES = re.compile(
 
 # Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
 _BROKEN_JSON = re.compile(r"""\{\s*["'{}\[]|\[\s*["'{\[]""")
-_JSON_LINE = re.compile(r"(\s*(?:data:)?\s*)([{\[].*)", re.DOTALL)
+_JSON_LINE = re.compile(r"(\s*(?:data:)?[\s\ufeff]*)([{\[].*)", re.DOTALL)
 _BLANK = "\ufeff \t\r\n"
 _NAME_AND_VALUE = tuple(
     (name, value)

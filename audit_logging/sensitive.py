@@ -50,7 +50,7 @@ _DIGIT_GROUP = re.compile(r"[0-9]+")
 # Cheap test before the patterns: nearly all strings have none of these.
 _HINT = re.compile(r"(?i)eyj|-----begin|bearer|basic|digest|[0-9][ -]?(?:[0-9][ -]?){11}")
 
-_KEY = r"""(?<![\w.-])([\w.-]++)([\\"'\]]{0,6}"""
+_KEY = r"""(?<![\w.-])([\w.-]++)([\\"'\]]*+"""
 _PROSE = re.compile(_KEY + r"[ \t]{0,8}(?:=>|[=:])\s{0,8})")
 _INLINE = re.compile(_KEY + r"=)")
 _VALUE = re.compile(
