@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from io import BytesIO
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
@@ -120,12 +121,16 @@ class Exchange:
             or not recordable
         ):
             return
+        if stream is None:
+            return
         try:
-            self.request_body = request.body
+            self.request_body = stream.read()
         except OSError as error:
             # The caller left while sending. The view meets the same error when it reads.
             request.__dict__["_stream"] = _Broken(error)
-            request.__dict__["_read_started"] = False
+        else:
+            # To the view the request is as unread as it was.
+            request.__dict__["_stream"] = BytesIO(self.request_body)
 
     def _look_at(self, stream: SpooledTemporaryFile, recordable: bool) -> None:
         position = stream.tell()
