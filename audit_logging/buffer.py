@@ -16,12 +16,15 @@ class Buffer:
 
     The lock is held for a few instructions at a time, never while anything waits or does I/O.
 
-    :param max_events: events at most.
-    :param max_bytes: bytes of bodies at most; one event is taken whatever its size.
+    :param max_events: events at most; with `overflow`, the level from which others must help.
+    :param max_bytes: bytes at most, bodies and all; one event is taken whatever its size.
+    :param overflow: somebody takes events out when there are too many, so that a burst is bounded
+        by its bytes alone; without, what passes `max_events` is refused.
     """
 
-    def __init__(self, max_events: int, max_bytes: int) -> None:
+    def __init__(self, max_events: int, max_bytes: int, *, overflow: bool = False) -> None:
         self.max_events = max_events
+        self.overflow = overflow
         self.max_bytes = max_bytes
         self._queue: deque[Exchange] = deque()
         self._bytes = 0
@@ -44,7 +47,7 @@ class Buffer:
         """Add `exchange`; return None, or why it was refused."""
         size = exchange.size
         with self._lock:
-            if len(self._queue) >= self.max_events:
+            if not self.overflow and len(self._queue) >= self.max_events:
                 return "buffer_full"
             if self._queue and self._bytes + size > self.max_bytes:
                 return "buffer_bytes"

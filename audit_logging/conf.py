@@ -163,10 +163,17 @@ class LoggingSettings(AppSettings):
         minimum=10_000,
     )
     BUFFER_SIZE: int = option(
-        100, "Events held in memory, for each process.", unit="events", minimum=1
+        100,
+        "Events held in memory, for each process, before the local spool takes over; with "
+        "OVERFLOW=drop, before events are dropped.",
+        unit="events",
+        minimum=1,
     )
     BUFFER_BYTES: int = option(
-        16 * MEBIBYTE, "Bytes of bodies held in memory, for each process.", unit="bytes", minimum=1
+        16 * MEBIBYTE,
+        "Bytes held in memory, for each process; what passes this is dropped and counted.",
+        unit="bytes",
+        minimum=1,
     )
     BATCH_SIZE: int = option(
         100, "Events sent to Celery in one message.", unit="events", minimum=1, maximum=1000

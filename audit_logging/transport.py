@@ -37,7 +37,7 @@ EVENTS_HEADER = "events"
 
 _LINGER = 0.02
 _IDLE = 1.0
-_HELD_UP = 0.25
+_HELD_UP = 0.05
 _WARN_EVERY = 10.0
 
 #: Sends one batch, lines of JSON, to the broker; raises when it is not accepted.
@@ -68,7 +68,11 @@ class Transport:
 
     def _fresh(self) -> None:
         # A forked child starts empty: what the parent had buffered is the parent's to send.
-        self.buffer = Buffer(self._options.BUFFER_SIZE, self._options.BUFFER_BYTES)
+        self.buffer = Buffer(
+            self._options.BUFFER_SIZE,
+            self._options.BUFFER_BYTES,
+            overflow=self._options.OVERFLOW == "spool",
+        )
         self.breaker = Breaker()
         self._epoch = uuid.uuid4().hex
         self._numbers = itertools.count()
@@ -134,7 +138,8 @@ class Transport:
             return _IDLE * 60
         self._warn("the buffer is 80 %% full: %s events", len(self.buffer))
         if since is None or time.monotonic() - since < _HELD_UP:
-            return 0.05
+            # The sender is at work: it empties the buffer itself.
+            return _HELD_UP / 2
         with self._overflow_hands:
             for payload, count in self._encode(self.buffer.take(self._options.BATCH_SIZE)):
                 self._keep(payload, count, "overflow")
@@ -271,7 +276,7 @@ class Transport:
                 self._sender_hands.release()
             if overflow:
                 self._overflow_hands.release()
-        left = self.buffer.take(self.buffer.max_events)
+        left = self.buffer.take(len(self.buffer))
         if left:
             metrics.rejected.inc(len(left), reason="shutdown")
             logger.warning("%s events are LOST: no time left at exit", len(left))
