@@ -77,7 +77,14 @@ def check_key(**kwargs: Any) -> list[CheckMessage]:
     try:
         Signer(conf.CONSUMER_ID, conf.KEY_VERSION, conf.PRIVATE_KEY_PATH).headers(0)
     except AuditLoggingError as error:
-        return [Error(str(error), hint="Fix the key or its settings.", id="audit_logging.E003")]
+        return [
+            Error(
+                str(error),
+                hint="PRIVATE_KEY_PATH must name an unencrypted RSA private key in PEM that this process can "
+                "read; CONSUMER_ID must be the id it is registered under.",
+                id="audit_logging.E003",
+            )
+        ]
     return []
 
 

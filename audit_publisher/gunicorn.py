@@ -41,6 +41,9 @@ forwarder_headers = ",".join(UNDERSCORE_HEADERS)
 forwarded_allow_ips = "*"
 secure_scheme_headers: dict[str, str] = {}
 
+# Newer gunicorns open one for each user in its home, so that two services would share it.
+control_socket_disable = True
+
 accesslog = os.environ.get("GUNICORN_ACCESS_LOG") or None
 errorlog = "-"
 

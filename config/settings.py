@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import dj_database_url
 
 from .environment import BASE_DIR as BASE_DIR
@@ -125,16 +127,27 @@ AUDIT_LOGGING = {
 AUDIT_PUBLISHER = {"DATA_DIR": DATA_DIR / "publisher"}
 AUDIT_SINK = {"DATA_DIR": DATA_DIR / "sink"}
 
+
+def _no_probe(record: logging.LogRecord) -> bool:
+    """Whether a record is about something other than a probe that was told «not yet»."""
+    path = getattr(getattr(record, "request", None), "path", "")
+    return not path.startswith("/health/")
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
         "line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"},
     },
+    "filters": {
+        "no_probe": {"()": "django.utils.log.CallbackFilter", "callback": _no_probe},
+    },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
         name: {"level": environment.LOG_LEVEL}
         for name in ("audit_logging", "audit_publisher", "audit_sink")
-    },
+    }
+    | {"django.request": {"filters": ["no_probe"]}},
 }
