@@ -80,8 +80,8 @@ def check_key(**kwargs: Any) -> list[CheckMessage]:
         return [
             Error(
                 str(error),
-                hint="PRIVATE_KEY_PATH must name an unencrypted RSA private key in PEM that this process can "
-                "read; CONSUMER_ID must be the id it is registered under.",
+                hint="PRIVATE_KEY_PATH must name an unencrypted RSA private key in PEM that this "
+                "process can read; CONSUMER_ID must be the id it is registered under.",
                 id="audit_logging.E003",
             )
         ]
