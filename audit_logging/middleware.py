@@ -200,11 +200,14 @@ class _Tee:
             await stream.aclose()
 
     def _see(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        room = self._exchange.max_body_bytes - self._kept
-        if self._exchange.wants_response_body and room > 0:
-            self._chunks.append(bytes(chunk[:room]))
-            self._kept += min(len(chunk), room)
+        try:
+            self._size += len(chunk)
+            room = self._exchange.max_body_bytes - self._kept
+            if self._exchange.wants_response_body and room > 0:
+                self._chunks.append(bytes(chunk[:room]))
+                self._kept += min(len(chunk), room)
+        except Exception:
+            _internal_error("stream")
 
     def close(self) -> None:
         if self._closed:
