@@ -364,8 +364,11 @@ class DurableQueue:
     def close(self) -> None:
         """Close this thread's connection; other threads open a new one at their next call."""
         local = self._local
-        if local.connection is not None and local.pid == os.getpid():
-            local.connection.close()
+        if local.connection is not None:
+            if local.pid == os.getpid():
+                local.connection.close()
+            else:
+                _inherited.append(local.connection)
         local.connection = None
 
     # -- connections ----------------------------------------------------------------------
