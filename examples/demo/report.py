@@ -120,6 +120,7 @@ class Screen:
 
             yield _Progress(say, _LINE_EVERY)
             say()
+            self.show(counts.table())
             return
         with Live(counts.table(), console=self.console, auto_refresh=False) as live:
             yield _Progress(lambda: live.update(counts.table(), refresh=True), 0.1)
