@@ -410,6 +410,22 @@ class DurableQueue:
             _inherited.append(local.connection)
             local.connection = None
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                connection = self._connect()
+                break
+            except sqlite3.OperationalError as error:
+                # Of two that make the file at the same moment one is refused at once: the switch
+                # to WAL does not wait as everything after it does.
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        local.pid = os.getpid()
+        local.connection = connection
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
@@ -420,8 +436,6 @@ class DurableQueue:
         except BaseException:
             connection.close()
             raise
-        local.pid = os.getpid()
-        local.connection = connection
         return connection
 
 

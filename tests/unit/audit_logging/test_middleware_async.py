@@ -185,6 +185,8 @@ def test_an_unresolved_user_raises_nothing(events: Events, audited: Any) -> None
         "django.contrib.sessions.middleware.SessionMiddleware",
         "django.contrib.auth.middleware.AuthenticationMiddleware",
     ]
-    status, _ = call("/echo-async", headers={"cookie": "sessionid=abcdefghijabcdefghijabcdefghij12"})
+    status, _ = call(
+        "/echo-async", headers={"cookie": "sessionid=abcdefghijabcdefghijabcdefghij12"}
+    )
     assert status == 200
     assert events[0].user is None

@@ -67,9 +67,7 @@ def test_flags() -> None:
         ("/api/health", False),
     ],
 )
-def test_excluded_paths_hold_for_all_below_them(
-    options: Options, path: str, skipped: bool
-) -> None:
+def test_excluded_paths_hold_for_all_below_them(options: Options, path: str, skipped: bool) -> None:
     flags = from_settings(options(EXCLUDE_PATHS="/health,/internal/,/"))
     assert (flags.decide(path).skip == "excluded") is skipped
 

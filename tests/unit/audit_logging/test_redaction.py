@@ -264,7 +264,7 @@ def test_patterns_are_masked_in_json_strings_queries_and_headers(text: str) -> N
         f"login failed, password => '{SECRET} with spaces'",
         f'{{"a": 1, "password": "{SECRET} and \\" {SECRET}", broken',
         f"{{'auth': {{'user': 'u', 'code': '{SECRET}'}}}}",
-        f"say {{\\\"pin\\\": \\\"{SECRET}\\\"}} twice",
+        f'say {{\\"pin\\": \\"{SECRET}\\"}} twice',
         f"<password>{SECRET}</password>",
         f'<wsse:Password Type="x">{SECRET}</wsse:Password>',
         f"<Token><![CDATA[{SECRET}]]></Token>",

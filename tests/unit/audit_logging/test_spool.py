@@ -334,6 +334,27 @@ def test_processes_that_start_together_never_hold_the_same_record(tmp_path: Path
     assert sorted(offsets) == list(range(300))
 
 
+def test_threads_that_make_the_file_at_the_same_moment(tmp_path: Path) -> None:
+    for round_number in range(30):
+        queue = DurableQueue(tmp_path / f"{round_number}.sqlite3")
+        ready, errors = threading.Barrier(4), []
+
+        def append(queue: DurableQueue = queue, ready: Any = ready, errors: Any = errors) -> None:
+            ready.wait()
+            try:
+                queue.append("s", [Record(b"x")])
+                queue.close()
+            except SpoolUnavailable as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=append) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+
+
 CREATOR = """
 import sys
 from audit_logging.spool import DurableQueue, Record
