@@ -273,8 +273,8 @@ def test_a_stream_that_breaks_is_failed(events: Events) -> None:
 
 
 def test_an_async_stream_served_by_wsgi(events: Events) -> None:
+    response = Client().get("/stream-async")
     with pytest.warns(Warning, match="asynchronous iterators"):
-        response = Client().get("/stream-async")
         assert b"".join(response) == b"first,second,third"
     response.close()
     assert (events[0].response_size, events[0].outcome) == (18, "completed")

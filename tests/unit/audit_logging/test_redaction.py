@@ -1,4 +1,4 @@
-"""Redaction: no planted secret comes through, whatever it is wrapped in; the rest stays as it is."""
+"""Redaction: no planted secret comes through, however it is wrapped; the rest stays."""
 
 from __future__ import annotations
 

@@ -252,6 +252,7 @@ def test_a_spool_that_cannot_be_written_is_counted(
     transport.submit(exchange())
     eventually(lambda: counted(metrics.rejected, reason="spool_unavailable") == 1)
     broker.down = False
+    eventually(lambda: transport.breaker.allows)
     transport.submit(exchange("/after"))
     eventually(lambda: broker.paths == ["/after"])
 
@@ -267,6 +268,7 @@ def test_a_spool_that_breaks_while_it_is_replayed_stops_nothing(
         Path(f"{transport.spool.path}{suffix}").unlink(missing_ok=True)
     transport.spool.path.write_bytes(b"no database" * 100)
     broker.down = False
+    eventually(lambda: transport.breaker.allows)
     for n in range(3):
         transport.submit(exchange(f"/{n}"))
         eventually(lambda n=n: f"/{n}" in broker.paths)
