@@ -1,0 +1,225 @@
+"""Every misconfiguration is named, with its cure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from django.core.exceptions import ImproperlyConfigured
+
+from audit_logging import checks, conf
+from audit_logging.conf import LoggingSettings
+from audit_logging.options import AppSettings, option
+
+
+class Demo(AppSettings):
+    prefix = "DEMO_APP"
+    foreign_prefixes = ("DEMO_APP_OTHER_",)
+
+    NAME: str = option("x", "A name.")
+    COUNT: int = option(3, "A count.", unit="events", minimum=1, maximum=10)
+    SHARE: float = option(0.5, "A share.", minimum=0, maximum=1)
+    ON: bool = option(True, "A switch.")
+    MODE: Literal["fast", "safe"] = option("safe", "A mode.")
+    LIST: tuple[str, ...] = option(("a",), "A list.")
+    FOLDER: Path = option(lambda: Path("/default"), "A folder.")
+    MAYBE: Path | None = option(None, "Perhaps a file.")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("NAME", " y ", "y"),
+        ("COUNT", "10", 10),
+        ("SHARE", "1", 1.0),
+        ("ON", "Off", False),
+        ("ON", "1", True),
+        ("MODE", "fast", "fast"),
+        ("LIST", "a, b,,c ", ("a", "b", "c")),
+        ("FOLDER", "/tmp/x", Path("/tmp/x")),
+        ("MAYBE", "", None),
+        ("MAYBE", "/k", Path("/k")),
+    ],
+)
+def test_values_from_the_environment(name: str, text: str, value: Any) -> None:
+    demo = Demo({f"DEMO_APP_{name}": text})
+    assert getattr(demo, name) == value
+    assert demo.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        ("DEMO_APP_COUNT", "many", "'many' is not an integer. Give an integer (events)."),
+        ("DEMO_APP_COUNT", "0", "0 is too small. Use 1 or more."),
+        ("DEMO_APP_COUNT", "11", "11 is too large. Use 10 or less."),
+        ("DEMO_APP_SHARE", "nan", "'nan' is not a number. Give a number."),
+        ("DEMO_APP_SHARE", "inf", "'inf' is not a number. Give a number."),
+        ("DEMO_APP_ON", "perhaps", "'perhaps' is not on or off. Use true or false."),
+        ("DEMO_APP_MODE", "save", "Did you mean 'safe'? Use fast | safe."),
+        ("DEMO_APP_CUONT", "3", "There is no such option. Did you mean DEMO_APP_COUNT?"),
+        ("DEMO_APP_QQQ", "3", "There is no such option. Remove it, or see docs/configuration.md"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_cure(variable: str, text: str, said: str) -> None:
+    demo = Demo({variable: text, "DEMO_APP_OTHER_X": "not ours"})
+    (problem,) = demo.problems()
+    assert problem.setting == variable
+    assert said in str(problem)
+    with pytest.raises(ImproperlyConfigured, match=variable):
+        demo.enforce()
+
+
+@pytest.mark.parametrize(
+    ("configured", "said"),
+    [
+        ([], "DEMO_APP: It is not a dict. Make it a dict."),
+        ({"COUNT": "3"}, "DEMO_APP[\"COUNT\"]: '3' is not a number."),
+        ({"COUNT": True}, "True is not a number"),
+        ({"COUNT": 1.5}, "1.5 is not an integer"),
+        ({"COUNT": float("inf")}, "inf is not an integer"),
+        ({"ON": "true"}, "'true' is not on or off"),
+        ({"NAME": 3}, "3 is not a string. Put it in quotes."),
+        ({"NAME": None}, "It has no value."),
+        ({"LIST": 3}, "3 is not a list"),
+        ({"FOLDER": 3}, "3 is not a path"),
+        ({"CUONT": 3}, 'DEMO_APP["CUONT"]: There is no such option. Did you mean COUNT?'),
+    ],
+)
+def test_a_wrong_key_of_the_dict_is_named_with_its_cure(
+    settings: Any, configured: Any, said: str
+) -> None:
+    settings.DEMO_APP = configured
+    (problem,) = Demo({}).problems()
+    assert said in str(problem)
+
+
+def test_the_environment_wins_over_the_dict_and_that_over_the_default(settings: Any) -> None:
+    settings.DEMO_APP = {"COUNT": 4, "MODE": "fast"}
+    demo = Demo({"DEMO_APP_COUNT": "5"})
+    assert [demo.COUNT, demo.MODE, demo.FOLDER] == [5, "fast", Path("/default")]
+
+
+def test_reading_a_wrong_value_says_what_is_wrong() -> None:
+    with pytest.raises(ImproperlyConfigured, match="DEMO_APP_COUNT: 'x' is not an integer"):
+        _ = Demo({"DEMO_APP_COUNT": "x"}).COUNT
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        Demo({"DEMO_APP_COUNT": "x", "DEMO_APP_ON": "x", "DEMO_APP_Q": "x"}).enforce()
+    assert len(str(raised.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SERVICE_NAME", "two words", "not a service name"),
+        ("SERVICE_NAME", "a/b", "not a service name"),
+        ("PUBLISHER_URL", "publisher:8001", "Give http(s)://host:port"),
+        ("PUBLISHER_URL", "http://u:p@h/", "Use the signing key instead"),
+        ("BROKER_URL", "redsi://localhost", "'redsi' is not supported"),
+        ("EXCLUDE_PATHS", "health", "does not begin with a slash"),
+        ("FLAGS_REFRESH_SECONDS", "6", "too large"),
+        ("OVERFLOW", "dorp", "Did you mean 'drop'?"),
+    ],
+)
+def test_the_capture_tiers_own_rules(
+    options: Callable[..., LoggingSettings], name: str, value: str, said: str
+) -> None:
+    (problem,) = options(**{name: value}).problems()
+    assert problem.setting == f"AUDIT_LOGGING_{name}"
+    assert said in str(problem)
+
+
+def test_settings_changed_in_a_test_are_seen(settings: Any) -> None:
+    settings.AUDIT_LOGGING = {"SERVICE_NAME": "changed"}
+    assert conf.conf.SERVICE_NAME == "changed"
+
+
+def test_the_embedded_broker_lies_in_the_data_folder(
+    options: Callable[..., LoggingSettings], tmp_path: Path, settings: Any
+) -> None:
+    settings.AUDIT_LOGGING = {}
+    assert options(DATA_DIR=tmp_path).broker_url() == f"durable://{tmp_path}/broker.sqlite3"
+    assert options(BROKER_URL="redis://h/0").broker_url() == "redis://h/0"
+
+
+# -- system checks -----------------------------------------------------------------------------
+
+
+def found() -> dict[str, Any]:
+    messages = [
+        *checks.check_options(),
+        *checks.check_service(),
+        *checks.check_key(),
+        *checks.check_spool(),
+    ]
+    assert all(message.hint for message in messages)
+    return {message.id.rpartition(".")[2]: message for message in messages}
+
+
+@pytest.fixture
+def service(settings: Any, tmp_path: Path) -> Any:
+    settings.INSTALLED_APPS = ["audit_logging"]
+    settings.MIDDLEWARE = [checks.MIDDLEWARE]
+    settings.AUDIT_LOGGING = {"SERVICE_NAME": "shop", "DATA_DIR": tmp_path / "a" / "b"}
+    return settings
+
+
+def test_a_service_with_nothing_wrong_but_unsigned(service: Any) -> None:
+    assert set(found()) == {"W001"}
+
+
+def test_e001_wrong_options(service: Any) -> None:
+    service.AUDIT_LOGGING = {"SERVICE_NAME": "shop", "BUFFER_SIZ": 3}
+    assert set(found()) == {"E001"}
+    assert found()["E001"].hint == "Did you mean BUFFER_SIZE?"
+
+
+def test_e002_no_name(service: Any) -> None:
+    service.AUDIT_LOGGING = {}
+    assert "SERVICE_NAME" in found()["E002"].hint
+
+
+def test_e003_a_key_that_cannot_be_used(service: Any, tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    wrong = {"PRIVATE_KEY_PATH": path, "CONSUMER_ID": "c"}
+    service.AUDIT_LOGGING = service.AUDIT_LOGGING | wrong
+    assert "No such file" in found()["E003"].msg
+    path.write_text("nonsense")
+    assert "not an unencrypted PEM private key" in found()["E003"].msg
+    pem = (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(*pem))
+    assert "is not an RSA key" in found()["E003"].msg
+    path.write_bytes(rsa.generate_private_key(65537, 2048).private_bytes(*pem))
+    assert found() == {}
+    service.AUDIT_LOGGING = service.AUDIT_LOGGING | {"CONSUMER_ID": ""}
+    assert "CONSUMER_ID is empty" in found()["E003"].msg
+
+
+def test_e004_no_middleware(service: Any) -> None:
+    service.MIDDLEWARE = []
+    assert checks.MIDDLEWARE in found()["E004"].hint
+    service.AUDIT_LOGGING = service.AUDIT_LOGGING | {"ENABLED": False}
+    assert found() == {}
+
+
+def test_the_publisher_installs_the_app_without_being_audited(service: Any) -> None:
+    service.MIDDLEWARE = []
+    service.INSTALLED_APPS = ["audit_logging", "audit_publisher"]
+    assert "E004" not in found()
+
+
+def test_w002_nowhere_to_spool(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "write access" in found()["W002"].hint

@@ -1,0 +1,180 @@
+"""Events: always valid JSON and UTF-8 on one line, always within the bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import RequestFactory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from audit_logging.capture import Exchange
+from audit_logging.conf import LoggingSettings
+from audit_logging.event import UNMATCHED, EventBuilder, endpoint_name
+from audit_logging.policy import Decision
+
+Options = Callable[..., LoggingSettings]
+
+anything = st.text(st.characters(), max_size=60)
+
+
+def exchange(path: str = "/x", **meta: Any) -> Exchange:
+    made = Exchange(
+        RequestFactory().get("/"),
+        Decision(request_body=True, response_body=True, max_body_bytes=1 << 20),
+    )
+    made.path, made.status, made.duration = path, 200, 0.25
+    made.meta = made.meta | meta
+    made.producer_epoch, made.seq = "epoch", 7
+    return made
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(anything, anything, anything, st.binary(max_size=60), anything, anything)
+def test_an_event_is_one_line_of_utf_8_whatever_it_holds(
+    options: Options, path: str, header: str, query: str, body: bytes, error: str, user: str
+) -> None:
+    builder = EventBuilder(options())
+    made = exchange(f"/{path}", HTTP_USER_AGENT=header, QUERY_STRING=query)
+    made.request_body, made.error, made.user = body, error, user
+    made.meta["CONTENT_TYPE"] = "text/plain; charset=utf-8"
+    made.status = 500
+    line = builder.encode(builder.build(made))
+    assert "\n" not in line
+    assert "\r" not in line
+    event = json.loads(line.encode("utf-8").decode("utf-8"))
+    assert event["path"].startswith("/")
+    assert event["seq"] == 7
+
+
+def test_times_have_fractions_and_the_response_follows_the_request(options: Options) -> None:
+    made = exchange()
+    made.started = 1_700_000_000.1234567
+    event = EventBuilder(options()).build(made)
+    assert (event.request_ts, event.response_ts) == (1_700_000_000.123457, 1_700_000_000.373457)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "states"),
+    [
+        ((1000, 1000), ("full", "full")),
+        ((1000, 20_000), ("full", "omitted_size")),
+        ((20_000, 1000), ("omitted_size", "omitted_size")),
+        ((20_000, 20_000), ("omitted_size", "omitted_size")),
+    ],
+)
+def test_an_event_that_is_too_large_loses_its_bodies(
+    options: Options, lengths: tuple[int, int], states: tuple[str, str]
+) -> None:
+    builder = EventBuilder(options(MAX_EVENT_BYTES=10_000))
+    made = exchange()
+    made.meta["CONTENT_TYPE"] = made.response_type = "text/plain"
+    made.request_body, made.response_body = b"q" * lengths[0], b"r" * lengths[1]
+    line = builder.encode(builder.build(made))
+    assert len(line.encode()) <= 10_000
+    event = json.loads(line)
+    assert (event["request_body_state"], event["response_body_state"]) == states
+    assert event["request_id"]
+
+
+@pytest.mark.parametrize("character", ["é", "\x01", '"', "\U0001f600", "\ud800"])
+def test_an_event_of_hostile_headers_and_path_fits_too(options: Options, character: str) -> None:
+    builder = EventBuilder(options(MAX_EVENT_BYTES=10_000))
+    made = exchange("/" + character * 100_000)
+    for name in ("HTTP_USER_AGENT", "HTTP_ACCEPT", "HTTP_HOST", "HTTP_WM_SITE_ID"):
+        made.meta[name] = character * 100_000
+    made.user = "u" * 256
+    made.error = character * 2000
+    line = builder.encode(builder.build(made))
+    assert len(line.encode()) <= 10_000
+    assert json.loads(line)["headers"] == {}
+
+
+@pytest.mark.parametrize(
+    ("route", "name"),
+    [
+        (None, UNMATCHED),
+        ("", "root"),
+        ("iac/v1/inventory", "iac/v1/inventory"),
+        ("/iac/v1/inventory/", "iac/v1/inventory"),
+        ("dsd/v1/shipments/<str:id>", "dsd/v1/shipments/<id>"),
+        ("x/<custom.Type:id>/<name>", "x/<id>/<name>"),
+        (r"^items/(?P<pk>[0-9]+)/$", "items/<pk>"),
+        (r"^items/(?P<pk>(a|b)+)\.json\Z", "items/<pk>.json"),
+        ("a" * 1000, "a" * 256),
+    ],
+)
+def test_the_endpoint_is_the_route_without_its_mechanics(route: str | None, name: str) -> None:
+    assert endpoint_name(route) == name
+
+
+def test_headers_are_an_allow_list_in_any_spelling(options: Options) -> None:
+    builder = EventBuilder(options(HEADERS="Content-Type,x_request_id,Authorization,X-Session"))
+    made = exchange(
+        CONTENT_TYPE="a/b",
+        HTTP_X_REQUEST_ID="r",
+        HTTP_AUTHORIZATION="Custom hush",
+        HTTP_X_SESSION="hush",
+        HTTP_USER_AGENT="not asked for",
+    )
+    assert builder.build(made).headers == {
+        "content-type": "a/b",
+        "x-request-id": "r",
+        "authorization": "[REDACTED]",
+        "x-session": "[REDACTED]",
+    }
+
+
+def test_header_values_that_are_utf_8_read_as_what_they_are(options: Options) -> None:
+    made = exchange(HTTP_USER_AGENT="Zoë".encode().decode("latin-1"), HTTP_ACCEPT="caf\xe9")
+    headers = EventBuilder(options()).build(made).headers
+    assert (headers["user-agent"], headers["accept"]) == ("Zoë", "café")
+
+
+@pytest.mark.parametrize(
+    ("header", "trace"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00F067AA0BA902B7-01", True),
+        ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", True),
+        ("00-short-00f067aa0ba902b7-01", False),
+        ("", False),
+    ],
+)
+def test_traceparent(options: Options, header: str, trace: bool) -> None:
+    event = EventBuilder(options()).build(exchange(HTTP_TRACEPARENT=header))
+    assert event.trace_id == ("4bf92f3577b34da6a3ce929d0e0e4736" if trace else None)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"detail": "no such item"}, "no such item"),
+        ({"errors": [{"field": "sku"}]}, '[{"field": "sku"}]'),
+        ({"sku": ["This field is required."]}, '{"sku": ["This field is required."]}'),
+        (["one", "two"], '["one", "two"]'),
+        ({}, "Bad Request"),
+        ("text", "Bad Request"),
+        ({"detail": "token=hush-hush"}, "token=[REDACTED]"),
+    ],
+)
+def test_the_reason_of_an_error_comes_from_its_body(
+    options: Options, body: Any, reason: str
+) -> None:
+    made = exchange()
+    made.status, made.reason_phrase = 400, "Bad Request"
+    made.response_type, made.response_body = "application/json", json.dumps(body).encode()
+    assert EventBuilder(options()).build(made).error_reason == reason
+
+
+def test_a_body_nobody_knows_the_length_of_is_not_called_empty(options: Options) -> None:
+    made = exchange(CONTENT_TYPE="application/json")
+    made.request_unread, made.request_size = True, None
+    event = EventBuilder(options()).build(made)
+    assert event.request_body_state == "omitted_size"
+    assert event.request_body == "[not read: application/json, length unknown]"
