@@ -91,7 +91,8 @@ class Embedded(Profile):
         pass
 
     def project(self) -> dict[str, str]:
-        return {}
+        # A worker that was killed is waited for no longer than its lease.
+        return {"AUDIT_SINK_LEASE_SECONDS": "10"}
 
     def service(self) -> dict[str, str]:
         return self._service
