@@ -12,25 +12,62 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from audit_logging.options import AppSettings, option
 from audit_publisher.names import UNDERSCORE_HEADERS
 
 
-def _number(name: str, default: int) -> int:
-    return int(os.environ.get(name) or default)
+class ServerSettings(AppSettings):
+    """Options of the publisher's HTTP server."""
+
+    prefix = "GUNICORN"
+    foreign_prefixes = ("GUNICORN_CMD_ARGS",)
+    in_django_settings = False
+    about = (
+        "How `gunicorn -c python:audit_publisher.gunicorn` serves the publisher and the admin. "
+        "Environment variables only; gunicorn's own `GUNICORN_CMD_ARGS` works as ever."
+    )
+
+    APP: str = option("config.wsgi:application", "The WSGI application.")
+    BIND: str = option("127.0.0.1:8001", "Address and port to listen on.")
+    WORKERS: int = option(2, "Processes.", minimum=1)
+    THREADS: int = option(8, "Threads of each process.", minimum=1)
+    TIMEOUT: int = option(
+        30,
+        "A worker that is silent for so long is killed. Above what two regions and the spool may "
+        "take one after the other.",
+        unit="seconds",
+        minimum=1,
+    )
+    GRACEFUL_TIMEOUT: int = option(
+        20, "What requests in progress get at a stop.", unit="seconds", minimum=0
+    )
+    KEEPALIVE: int = option(
+        75,
+        "Idle connections are kept so long: longer than proxies do, so that they close first.",
+        unit="seconds",
+        minimum=0,
+    )
+    MAX_REQUESTS: int = option(
+        200_000,
+        "A worker is replaced after so many requests: slow leaks in any library end with it.",
+        minimum=0,
+    )
+    ACCESS_LOG: str = option("", "File of the access log; `-` is standard output. Empty: none.")
 
 
-wsgi_app = os.environ.get("GUNICORN_APP", "config.wsgi:application")
-bind = os.environ.get("GUNICORN_BIND", "127.0.0.1:8001")
-workers = _number("GUNICORN_WORKERS", 2)
-threads = _number("GUNICORN_THREADS", 8)
+server = ServerSettings()
+server.enforce()
+
+wsgi_app = server.APP
+bind = server.BIND
+workers = server.WORKERS
+threads = server.THREADS
 worker_class = "gthread"
-# Above what two regions and the spool may take one after the other.
-timeout = _number("GUNICORN_TIMEOUT", 30)
-graceful_timeout = _number("GUNICORN_GRACEFUL_TIMEOUT", 20)
-# Longer than proxies keep an idle connection, so that they close it first.
-keepalive = _number("GUNICORN_KEEPALIVE", 75)
-# Slow leaks in any library end with the worker; jitter keeps workers from ending together.
-max_requests = _number("GUNICORN_MAX_REQUESTS", 200_000)
+timeout = server.TIMEOUT
+graceful_timeout = server.GRACEFUL_TIMEOUT
+keepalive = server.KEEPALIVE
+max_requests = server.MAX_REQUESTS
+# Jitter keeps workers from ending together.
 max_requests_jitter = max_requests // 10
 limit_request_fields = 100
 limit_request_field_size = 8190
@@ -44,7 +81,7 @@ secure_scheme_headers: dict[str, str] = {}
 # Newer gunicorns open one for each user in its home, so that two services would share it.
 control_socket_disable = True
 
-accesslog = os.environ.get("GUNICORN_ACCESS_LOG") or None
+accesslog = server.ACCESS_LOG or None
 errorlog = "-"
 
 

@@ -39,15 +39,28 @@ AUDIT_SECURE_COOKIES=on
 """
 
 
+_CLOSING = """
+## Variables of libraries
+
+| variable | meaning |
+|---|---|
+| `DJANGO_SETTINGS_MODULE` | `config.settings` for the publisher and the sink; for a service's own worker (`celery -A audit_logging worker`) that service's settings |
+| `PROMETHEUS_MULTIPROC_DIR` | an empty folder, the same for all processes of a host: then `/metrics` answers for all of them, workers too |
+| `GOOGLE_APPLICATION_CREDENTIALS` | file with the credentials for `gs://` buckets, where the machine has none of its own |
+| `STORAGE_EMULATOR_HOST` | address of a storage emulator, `http://host:port`, for `gs://` buckets in development |
+"""
+
+
 def groups() -> list[AppSettings]:
     """Return every group of options, in the order of the page."""
     from audit_logging.conf import conf as logging_conf
     from audit_publisher.conf import conf as publisher_conf
+    from audit_publisher.gunicorn import server
     from audit_sink.conf import conf as sink_conf
 
     from .environment import environment
 
-    return [logging_conf, environment, publisher_conf, sink_conf]
+    return [logging_conf, environment, publisher_conf, sink_conf, server]
 
 
 def render() -> str:
@@ -57,11 +70,13 @@ def render() -> str:
         "AUDIT": "The project",
         "AUDIT_PUBLISHER": "The publisher",
         "AUDIT_SINK": "The sink and queries",
+        "GUNICORN": "The publisher's HTTP server",
     }
     parts = [_INTRODUCTION]
     for group in groups():
         parts.append(f"\n## {titles[group.prefix]}: `{group.prefix}_…`\n\n{group.about}\n")
         parts += [_option(group, declared) for declared in group]
+    parts.append(_CLOSING)
     return "\n".join(parts)
 
 
