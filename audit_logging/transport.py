@@ -78,6 +78,8 @@ class Transport:
         self._numbers = itertools.count()
         self._sending_since: float | None = None
         self._replay_at = 0.0
+        self._idle = True
+        self._gathering = False
         self._refused: Counter[str] = Counter()
         self._build_lock = threading.Lock()
         # Held from taking events out of the buffer until each has a place: see flush().
@@ -107,12 +109,19 @@ class Transport:
             self._sender.wake()
             self._overflow.ensure_running()
             self._overflow.wake()
-        elif len(self.buffer) == 1:
+        elif self._idle:
+            # One request in many wakes the sender: it then gathers what comes, and its work does
+            # not fall into the request that woke it.
+            self._idle = False
             self._sender.wake()
 
     # -- background threads ---------------------------------------------------------------
 
     def _send_step(self) -> float:
+        if not self._gathering and len(self.buffer) and not self.buffer.nearly_full:
+            self._gathering = True
+            return _LINGER
+        self._gathering = False
         with self._sender_hands:
             batch = self.buffer.take(self._options.BATCH_SIZE)
             metrics.buffer_depth.set(len(self.buffer))
@@ -124,7 +133,11 @@ class Transport:
             return 0.0
         # Also while there is traffic, which may never end.
         pause = self._replay()
-        return min(pause, _LINGER) if batch else pause
+        if batch:
+            return min(pause, _LINGER)
+        self._idle = True
+        # One that came since, and saw no need to wake anybody.
+        return 0.0 if len(self.buffer) else pause
 
     def _overflow_step(self) -> float:
         since = self._sending_since

@@ -102,7 +102,9 @@ def test_a_wrong_key_of_the_dict_is_named_with_its_cure(
 def test_the_environment_wins_over_the_dict_and_that_over_the_default(settings: Any) -> None:
     settings.DEMO_APP = {"COUNT": 4, "MODE": "fast"}
     demo = Demo({"DEMO_APP_COUNT": "5"})
-    assert [demo.COUNT, demo.MODE, demo.FOLDER] == [5, "fast", Path("/default")]
+    assert demo.COUNT == 5
+    assert demo.MODE == "fast"
+    assert Path("/default") == demo.FOLDER
 
 
 def test_reading_a_wrong_value_says_what_is_wrong() -> None:

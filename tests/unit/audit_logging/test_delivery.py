@@ -55,6 +55,7 @@ def items(answers: Any) -> bytes:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 65_536  # one packet, not one for the headers and one, 40 ms later, for the rest
 
     def do_POST(self) -> None:
         script: Script = self.server.script  # type: ignore[attr-defined]
