@@ -232,6 +232,27 @@ def test_threads_lose_no_count(counted: Callable[..., float]) -> None:
     assert counted(metrics.captured) == 8000
 
 
+def test_a_fork_waits_until_nobody_is_within_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its locks, taken by a thread that the child has not, would never be given back there."""
+    entered, leave = threading.Event(), threading.Event()
+    within: list[bool] = []
+
+    class Slow:
+        def inc(self, amount: float) -> None:
+            within.append(True)
+            entered.set()
+            leave.wait(10)
+            within.clear()
+
+    monkeypatch.setattr(metrics.captured, "_exported", Slow())
+    thread = threading.Thread(target=metrics.captured.inc)
+    thread.start()
+    assert entered.wait(5)
+    threading.Timer(0.05, leave.set).start()
+    assert in_child(lambda: not within)
+    thread.join()
+
+
 def test_a_fork_while_another_thread_counts_does_not_lock_the_child() -> None:
     stop = threading.Event()
 

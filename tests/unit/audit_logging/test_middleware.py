@@ -189,9 +189,14 @@ def test_a_stream_that_somebody_began_to_read_is_left_alone(events: Events, audi
 
 
 class BrokenInput(io.BytesIO):
-    """A connection that fails while the body is read."""
+    """A connection that fails while the body is read, and is at its end from then on."""
+
+    failed = False
 
     def read(self, *args: Any) -> bytes:
+        if self.failed:
+            return b""
+        self.failed = True
         raise OSError("connection reset by peer")
 
     readline = read  # type: ignore[assignment]

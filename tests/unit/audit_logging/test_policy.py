@@ -237,6 +237,19 @@ def test_a_flag_changed_in_the_database_acts_from_the_first_request_and_while_ru
         in_force.__self__.stop(5)  # type: ignore[attr-defined]
 
 
+def test_a_process_that_starts_has_its_flags_before_its_first_request(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(self: Any) -> Policy:
+        threading.Event().wait(0.05)
+        return Policy(level="none")
+
+    monkeypatch.setattr(policy.DatabaseSource, "__call__", slow)
+    in_force = policy.make_snapshot(options())
+    assert in_force().decide("/secret").skip == "rule"
+    in_force.__self__.stop(5)  # type: ignore[attr-defined]
+
+
 def test_a_source_that_fails_leaves_the_last_known_policy() -> None:
     answers: list[Any] = [Policy(enabled=False), RuntimeError("database is down")]
 
