@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 
-from .policy import RuleError, compile_pattern
+from .patterns import RuleError, compile_pattern
 
 
 class CaptureFlags(models.Model):

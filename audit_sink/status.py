@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import Count, Max, Sum
 
 from .conf import conf
-from .ingest.run import Clock
+from .ingest import Clock
 from .ingest.schedule import lanes
 from .models import UNROUTABLE, Batch, LakeFile, Lane, Site
 

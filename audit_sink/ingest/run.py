@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,10 +22,11 @@ from ..conf import conf
 from ..exceptions import ConflictError, RangeUnavailable
 from ..failpoints import failpoint
 from ..models import UNROUTABLE, Batch, LakeFile, Lane, Site
-from . import claims, dead_letter
+from . import Clock, claims, dead_letter
 from .claims import Counts, Poison
 from .failures import record_failure, record_success
 from .reader import Range, read_range
+from .schedule import lanes
 from .sites import SiteFilter
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from ..lake.storage import Bucket
 
 logger = logging.getLogger(__name__)
-
-Clock = Callable[[], float]
 
 
 @dataclass
@@ -321,8 +319,6 @@ def ingest_all(*, clock: Clock = time.time, flush: bool = True) -> dict[str, Out
 
     :param flush: store what there is, without waiting for FLUSH_SECONDS.
     """
-    from .schedule import lanes
-
     outcomes: dict[str, Outcome] = {}
     for lane, _site in list(lanes()):
         total = Outcome()

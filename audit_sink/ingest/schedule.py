@@ -17,7 +17,7 @@ from audit_publisher.routing import topics
 from .. import metrics
 from ..conf import conf
 from ..models import UNROUTABLE, Lane, Site
-from .run import Clock
+from . import Clock
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from audit_publisher.eventlog import get_region
 from .. import metrics
 from ..exceptions import RangeUnavailable
 from ..models import Batch, Lane
+from . import Clock
 from .claims import last_batch
-from .run import Clock
 
 #: Empty batches are merged when they are this old; until then people may want to see them.
 _MERGE_AFTER = timedelta(days=1)
