@@ -6,6 +6,10 @@ import random
 import time
 from collections.abc import Callable
 
+#: Seconds. What the other side asks for is a wish: a slip of its hand, or of a proxy between, must
+#: not close the way until a restart.
+LONGEST_WISH = 60.0
+
 
 class Breaker:
     """Closed while all is well; open for a growing, jittered time after each failure.
@@ -45,9 +49,12 @@ class Breaker:
         self._failures = 0
 
     def failed(self, retry_after: float | None = None) -> None:
-        """A try did not work; `retry_after` is what the other side asked for, in seconds."""
+        """A try did not work.
+
+        :param retry_after: seconds the other side asked to wait; heeded up to LONGEST_WISH.
+        """
         pause = min(self._longest, self._first * 2 ** min(self._failures, 16))
         # Jitter, so that many processes do not all come back in the same instant.
         pause *= 0.5 + random.random()  # noqa: S311
         self._failures += 1
-        self._open_until = self._clock() + max(pause, retry_after or 0.0)
+        self._open_until = self._clock() + max(pause, min(retry_after or 0.0, LONGEST_WISH))

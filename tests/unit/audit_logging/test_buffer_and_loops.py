@@ -100,6 +100,16 @@ def test_the_breaker_opens_for_longer_and_longer_and_closes_at_once() -> None:
     assert breaker.allows
 
 
+def test_no_wish_closes_the_breaker_for_good() -> None:
+    now = [100.0]
+    breaker = Breaker(clock=lambda: now[0])
+    breaker.failed(retry_after=99_999_999)
+    now[0] += 59
+    assert not breaker.allows
+    now[0] += 2
+    assert breaker.allows
+
+
 # -- loops -------------------------------------------------------------------------------------
 
 
