@@ -61,10 +61,6 @@ class SiteFilter:
             return self._unlabelled
         return self._owners.get(label, UNROUTABLE)
 
-    def owned_by(self, sink: str, headers: Sequence[tuple[Any, Any]]) -> bool:
-        """Whether `sink` owns a record with these headers."""
-        return self.owner(headers) == sink
-
 
 def _clean(value: Any) -> bytes:
     if value is None:

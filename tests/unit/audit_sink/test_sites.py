@@ -36,12 +36,6 @@ values = (
 odd = st.one_of(st.none(), st.binary(max_size=5), st.integers(), st.text(max_size=5))
 
 
-@given(st.lists(st.tuples(names, values), max_size=5))
-def test_each_record_has_one_owner(headers: list[tuple[str, bytes | None]]) -> None:
-    sinks = [*SITES, UNROUTABLE]
-    assert sum(FILTER.owned_by(sink, headers) for sink in sinks) == 1
-
-
 @given(st.lists(st.tuples(st.one_of(names, odd), st.one_of(values, odd)), max_size=5))
 def test_nothing_in_a_header_raises(headers: list[tuple[Any, Any]]) -> None:
     assert FILTER.owner(headers) in {*SITES, UNROUTABLE}
