@@ -103,19 +103,14 @@ class _Worker:
         self.filter = SiteFilter(sites)
         Lane.objects.filter(pk=lane.pk).update(busy_until=now + conf.LEASE_SECONDS)
         last = claims.last_batch(lane)
+        found: Range | None
         if last is not None and last.state == Batch.State.CLAIMED:
             batch = claims.take_over(last, owner=self.owner, now=now)
             if batch is None:
                 self._come_back(last.lease_expires)
                 return "held"
             metrics.CLAIMS_TAKEN_OVER.labels(lane.sink).inc()
-            found = self._read(batch.start_offset, end=batch.end_offset)
-            if found.read != batch.read:
-                claims.release(batch)
-                raise RangeUnavailable(
-                    f"{batch} held {batch.read} records when it was claimed; the log now gives "
-                    f"{found.read}."
-                )
+            found = None
         else:
             start = last.end_offset if last is not None else lane.start_offset
             found = self._read(start)
@@ -142,7 +137,7 @@ class _Worker:
             batch = claimed
         try:
             failpoint("after_claim")
-            outcome.rows += self._store(batch, found)
+            outcome.rows += self._store(batch, found or self._read_again(batch))
         except Exception as error:
             if not isinstance(error, DatabaseError):
                 claims.release(batch)
@@ -157,6 +152,16 @@ class _Worker:
         return read_range(
             self.log, lane.topic, lane.partition, start, self.filter, lane.sink, end=end
         )
+
+    def _read_again(self, batch: Batch) -> Range:
+        """Read a claimed range once more: all of it, or it cannot be redone."""
+        found = self._read(batch.start_offset, end=batch.end_offset)
+        if found.read != batch.read:
+            raise RangeUnavailable(
+                f"{batch} held {batch.read} records when it was claimed; the log now gives "
+                f"{found.read}."
+            )
+        return found
 
     def _due(self, found: Range, now: float) -> bool:
         """Whether the range is to be claimed now: it is full, or its oldest has waited enough."""

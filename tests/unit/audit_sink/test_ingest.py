@@ -10,6 +10,7 @@ import pytest
 
 from audit_logging.spool import Record
 from audit_publisher.eventlog import get_region
+from audit_publisher.exceptions import RegionUnavailable
 from audit_sink.exceptions import RangeUnavailable
 from audit_sink.failpoints import armed
 from audit_sink.ingest.run import ingest, ingest_all
@@ -301,6 +302,23 @@ def test_a_held_claim_is_left_alone_until_its_lease_ends(world: World) -> None:
     world.clock.advance(60)
     assert ingest(lane, clock=world.clock, flush=True).rows == 1
     assert Batch.objects.get(sink="US").fence == 6
+
+
+def test_a_claim_that_could_not_be_read_again_is_free_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(world.event())
+    with armed("after_claim"):
+        world.ingest()
+    lane = world.lane("US")
+
+    def blip(*args: object) -> None:
+        raise RegionUnavailable("a blip")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(get_region("primary"), "read", blip)
+        assert ingest(lane, clock=world.clock, flush=True).error == "a blip"
+    assert ingest(lane, clock=world.clock, flush=True).rows == 1
 
 
 def test_an_owner_whose_claim_was_taken_over_writes_nothing_to_the_ledger(world: World) -> None:
