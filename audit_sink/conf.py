@@ -64,7 +64,11 @@ class SinkSettings(AppSettings):
         validate=_check_template,
     )
     BUCKET_TIMEOUT_SECONDS: float = option(
-        60.0, "How long one call to a bucket may take, retries included.", unit="seconds", minimum=1
+        30.0,
+        "How long one call to a bucket may take, retries included. Keep it shorter than "
+        "LEASE_SECONDS: a worker that waits for a bucket gives no sign of life.",
+        unit="seconds",
+        minimum=1,
     )
     MAX_BATCH_RECORDS: int = option(
         20_000, "A batch is closed when it holds this many records.", unit="records", minimum=1
@@ -91,7 +95,8 @@ class SinkSettings(AppSettings):
     )
     LEASE_SECONDS: float = option(
         60.0,
-        "How long a worker's claim stands without a sign of life; then another redoes its range.",
+        "How long a worker's claim stands without a sign of life; then another redoes its range. "
+        "Keep it longer than BUCKET_TIMEOUT_SECONDS.",
         unit="seconds",
         minimum=1,
     )

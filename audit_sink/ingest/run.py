@@ -257,6 +257,7 @@ class _Worker:
                 bucket.create(part.path, data)
             except ConflictError:
                 # An earlier try by another version of a library gives other bytes, same rows.
+                claims.renew(batch, now=self.clock())
                 there = bucket.read(part.path)
                 if not same_rows(there, data):
                     raise
