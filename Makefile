@@ -36,12 +36,15 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.created
 .PHONY: setup
 setup: $(VENV)/.dev ## Set up the development environment
 
+# UPGRADE= keeps what is pinned, and adds or removes only what changed in requirements/.
+UPGRADE ?= --upgrade
+
 .PHONY: lock
 lock: $(VENV)/.dev ## Pin the newest versions that requirements/*.in allow, with hashes
 	cd requirements && for set in dev demo; do \
 		constraints=$$(test $$set = demo && echo "--constraints dev.lock"); \
 		../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-			--no-emit-index-url --no-header $$constraints --upgrade $$set.in --output-file $$set.lock || exit 1; \
+			--no-emit-index-url --no-header $$constraints $(UPGRADE) $$set.in --output-file $$set.lock || exit 1; \
 	done
 
 # ---- the two commands -------------------------------------------------------------------------
@@ -58,7 +61,7 @@ test: check services ## Every test, with the real servers (ARGS=… goes to pyte
 
 .PHONY: test-fast
 test-fast: $(VENV)/.dev ## Tests that need no server, in under a minute
-	@$(BIN)/python -m pytest -q -m "not services and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not services and not slow" $(ARGS)
 
 .PHONY: services
 services: $(VENV)/.dev ## Install what the tests' servers need, where that needs no password

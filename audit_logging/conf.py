@@ -9,13 +9,21 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.signals import setting_changed
 
-from .options import AppSettings, option
+from .options import AppSettings, option, url_of
 
 Level = Literal["none", "metadata", "request", "request_response"]
 
 MEBIBYTE = 1 << 20
 
-_BROKER_SCHEMES = ("durable", "redis", "rediss", "amqp", "amqps", "memory")
+#: Schemes of Celery brokers; what serves them, and the extra that installs it.
+BROKERS = {
+    "durable": ("", ""),
+    "redis": ("redis", "production"),
+    "rediss": ("redis", "production"),
+    "amqp": ("amqp", ""),
+    "amqps": ("amqp", ""),
+    "memory": ("", ""),
+}
 
 DEFAULT_HEADERS = (
     "accept",
@@ -67,12 +75,6 @@ def _service_name(value: str) -> None:
         raise ValueError(f"{value!r} is not a service name. Use letters, digits, - and _.")
 
 
-def _broker_url(value: str) -> None:
-    scheme = urlsplit(value).scheme
-    if value and scheme not in _BROKER_SCHEMES:
-        raise ValueError(f"{scheme or value!r} is not supported. Use one of {_BROKER_SCHEMES}.")
-
-
 def _absolute_paths(values: tuple[str, ...]) -> None:
     for value in values:
         if not value.startswith("/"):
@@ -117,7 +119,7 @@ class LoggingSettings(AppSettings):
         "",
         "Celery's broker for deliveries: `redis://…`, `amqp://…` or `durable:///path`. "
         "Empty: durable, in DATA_DIR, which needs no server.",
-        validate=_broker_url,
+        validate=url_of(BROKERS),
     )
     CELERY_QUEUE: str = option("audit_logging", "The Celery queue that deliveries go to.")
     DATA_DIR: Path = option(

@@ -11,8 +11,10 @@ with prefix ``AUDIT_SINK`` is read, first found wins, from
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +25,9 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 from django.core.exceptions import ImproperlyConfigured
 
 _MISSING: Any = object()
+# Kubernetes tells every container of every service: a service named audit-sink makes
+# AUDIT_SINK_SERVICE_HOST, AUDIT_SINK_PORT, AUDIT_SINK_PORT_80_TCP_ADDR and more.
+_SERVICE_LINK = re.compile(r"(?:^|_)(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_\d+_.+)?)$")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -107,7 +112,7 @@ class Option:
                 raise _Invalid(f"{value} is too small.", f"Use {self.minimum:g} or more.")
             if self.maximum is not None and value > self.maximum:
                 raise _Invalid(f"{value} is too large.", f"Use {self.maximum:g} or less.")
-        if self.validate is not None:
+        if self.validate is not None and value is not None:
             try:
                 self.validate(value)
             except ValueError as error:
@@ -264,7 +269,7 @@ class AppSettings:
             if not variable.startswith(start) or variable.startswith(self.foreign_prefixes or "\0"):
                 continue
             name = variable.removeprefix(start)
-            if name not in self._options:
+            if name not in self._options and not _SERVICE_LINK.search(name):
                 found.append(self._unknown(variable, name, start))
         return found
 
@@ -282,6 +287,46 @@ class AppSettings:
         problems = self.problems()
         if problems:
             raise ImproperlyConfigured("\n".join(str(problem) for problem in problems))
+
+
+def readable_file(path: Path) -> None:
+    """A `validate` for options that name a file which must be there at start."""
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read: {error.strerror}. Name a file that this process can read."
+        ) from error
+
+
+def url_of(schemes: Mapping[str, tuple[str, str]]) -> Callable[[str], None]:
+    """A `validate` for addresses whose scheme decides which package serves them.
+
+    :param schemes: scheme → (module that must be importable or "", the extra that installs it).
+    """
+
+    def check(value: str) -> None:
+        if not value:
+            return
+        scheme, colon, _ = value.partition("://")
+        if not colon or scheme not in schemes:
+            known = ", ".join(f"{name}://…" for name in schemes)
+            # Not the whole value: it may hold a password.
+            what = f"{scheme!r} is not supported" if colon else "It is no address"
+            raise ValueError(f"{what}. Use one of {known}")
+        module, extra = schemes[scheme]
+        try:
+            missing = bool(module) and importlib.util.find_spec(module) is None
+        except ModuleNotFoundError:
+            missing = True
+        if missing:
+            raise ValueError(
+                f"{scheme}: needs the package {module.partition('.')[0]}, which is not installed. "
+                f"pip install 'django-api-audit[{extra}]'"
+            )
+
+    return check
 
 
 def _a(noun: str) -> str:

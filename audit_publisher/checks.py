@@ -2,7 +2,6 @@
 
 E001 an option is wrong or does not exist
 E002 the Kafka properties file cannot be used
-E003 the Kafka client is not installed
 E004 both regions are the same
 E005 a batch may not hold one event of the largest size
 E006 a region does not answer, or lacks a topic (with --deploy)
@@ -13,7 +12,6 @@ W002 the event log is the embedded one (with --deploy)
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning, register
@@ -64,14 +62,6 @@ def _check_kafka() -> list[CheckMessage]:
     from .eventlog.kafka_config import load_properties
 
     found: list[CheckMessage] = []
-    if importlib.util.find_spec("confluent_kafka") is None:
-        found.append(
-            Error(
-                "A region is a Kafka cluster, and the Kafka client is not installed.",
-                hint="pip install 'django-api-audit[kafka]'",
-                id="audit_publisher.E003",
-            )
-        )
     for path in {conf.KAFKA_CONFIG_FILE, conf.SECONDARY_KAFKA_CONFIG_FILE} - {None}:
         try:
             load_properties(path)

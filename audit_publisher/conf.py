@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from django.core.signals import setting_changed
 
-from audit_logging.options import AppSettings, option
+from audit_logging.options import AppSettings, option, readable_file
 
 from .names import check_region_url, check_registry_url, check_topic_name
 
@@ -46,9 +46,12 @@ class PublisherSettings(AppSettings):
         None,
         "File of librdkafka properties (`security.protocol=SASL_SSL`, `sasl.password=…`), one a "
         "line, so that secrets stay in a mounted file. TLS 1.2 or newer is used whenever it is on.",
+        validate=readable_file,
     )
     SECONDARY_KAFKA_CONFIG_FILE: Path | None = option(
-        None, "The same for the second region, where it differs from KAFKA_CONFIG_FILE."
+        None,
+        "The same for the second region, where it differs from KAFKA_CONFIG_FILE.",
+        validate=readable_file,
     )
     DEFAULT_TOPIC: str = option(
         "api-audit-events",
@@ -137,10 +140,12 @@ class PublisherSettings(AppSettings):
         validate=check_registry_url,
     )
     REGISTRY_CREDENTIALS_FILE: Path | None = option(
-        None, "File that holds `user:password` for the schema registry."
+        None, "File that holds `user:password` for the schema registry.", validate=readable_file
     )
     REGISTRY_CA_FILE: Path | None = option(
-        None, "Certificate authority (PEM) of the schema registry, where it is not a public one."
+        None,
+        "Certificate authority (PEM) of the schema registry, where it is not a public one.",
+        validate=readable_file,
     )
     REGISTRY_TIMEOUT: float = option(
         2.0, "How long the registry may take to answer.", unit="seconds", minimum=0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from urllib.parse import urlsplit
 
@@ -40,6 +41,11 @@ def check_region_url(url: str) -> None:
         if parts.netloc or not parts.path.strip("/"):
             raise ValueError(f"{url!r} names no file. Use local:///absolute/path.sqlite3")
     elif parts.scheme == "kafka":
+        if importlib.util.find_spec("confluent_kafka") is None:
+            raise ValueError(
+                "kafka: needs the package confluent-kafka, which is not installed. "
+                "pip install 'django-api-audit[kafka]'"
+            )
         for server in parts.netloc.split(","):
             host, _, port = server.rpartition(":")
             if not host or not port.isdigit():

@@ -34,7 +34,7 @@ AUDIT_PUBLISHER_REGISTRY_URL=https://registry:8081
 AUDIT_SINK_BUCKET_TEMPLATE=gs://your-audit-{site}
 AUDIT_SECRET_KEY_FILE=/run/secrets/audit-secret-key
 AUDIT_ALLOWED_HOSTS=audit.example.com
-AUDIT_SECURE_COOKIES=on
+AUDIT_TLS=on
 ```
 """
 

@@ -5,23 +5,17 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
-from audit_logging.options import AppSettings, option
+from audit_logging.conf import BROKERS
+from audit_logging.options import AppSettings, option, readable_file, url_of
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-_DATABASE_SCHEMES = ("sqlite", "postgresql", "postgres")
-_BROKER_SCHEMES = ("durable", "redis", "rediss", "amqp", "amqps", "memory")
-
-
-def _scheme(*allowed: str):
-    def check(value: str) -> None:
-        scheme = urlsplit(value).scheme
-        if value and scheme not in allowed:
-            raise ValueError(f"{scheme or value!r} is not supported. Use one of {allowed}.")
-
-    return check
+_DATABASES = {
+    "sqlite": ("", ""),
+    "postgresql": ("psycopg", "production"),
+    "postgres": ("psycopg", "production"),
+}
 
 
 class ProjectSettings(AppSettings):
@@ -45,6 +39,7 @@ class ProjectSettings(AppSettings):
         None,
         "File that holds Django's secret key, for example a mounted secret. Without it a key is "
         "made once and kept in DATA_DIR, readable by the owner alone.",
+        validate=readable_file,
     )
     ALLOWED_HOSTS: tuple[str, ...] = option(
         ("127.0.0.1", "localhost", "[::1]"), "Host names this installation answers to."
@@ -52,20 +47,22 @@ class ProjectSettings(AppSettings):
     CSRF_TRUSTED_ORIGINS: tuple[str, ...] = option(
         (), "Origins, with scheme, that may post to the admin through a proxy."
     )
-    SECURE_COOKIES: bool = option(
-        False, "Send session and CSRF cookies over TLS alone. On wherever there is TLS."
+    TLS: bool = option(
+        False,
+        "On wherever a proxy ends TLS in front of this installation and sets X-Forwarded-Proto: "
+        "cookies go over TLS alone, people are redirected to it, browsers told to remember.",
     )
     DATABASE_URL: str = option(
         "",
         "Django's database, which holds flags, topics, sites and the sink's ledger: "
         "`postgresql://user:password@host:5432/name`. Empty: SQLite in DATA_DIR.",
-        validate=_scheme(*_DATABASE_SCHEMES),
+        validate=url_of(_DATABASES),
     )
     BROKER_URL: str = option(
         "",
         "Celery's broker: `redis://…`, `amqp://…`, or `durable:///path/broker.sqlite3`, which "
         "needs no server. Empty: durable, in DATA_DIR.",
-        validate=_scheme(*_BROKER_SCHEMES),
+        validate=url_of(BROKERS),
     )
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = option(
         "INFO", "Level of this project's own loggers."

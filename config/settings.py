@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 
 import dj_database_url
 
@@ -12,13 +13,20 @@ from .environment import environment
 environment.enforce()
 
 DATA_DIR = environment.DATA_DIR.absolute()
-DATA_DIR.mkdir(parents=True, exist_ok=True)
+# Databases, spools and buckets in it hold what callers sent: nobody else's to read.
+DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 DEBUG = environment.DEBUG
 SECRET_KEY = environment.secret_key()
 ALLOWED_HOSTS = list(environment.ALLOWED_HOSTS)
 CSRF_TRUSTED_ORIGINS = list(environment.CSRF_TRUSTED_ORIGINS)
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = environment.SECURE_COOKIES
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = environment.TLS
+if environment.TLS:
+    # The proxy that ends TLS says so; everything else is sent to it, probes and metrics apart.
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SECURE_SSL_REDIRECT = True
+    SECURE_REDIRECT_EXEMPT = [r"^health/", r"^metrics$", r"^v1/"]
+    SECURE_HSTS_SECONDS = 31_536_000
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -30,11 +38,12 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "drf_spectacular",
-    "django_celery_beat",
     "audit_logging",
     "audit_publisher",
-    "audit_sink",
 ]
+# A host that only publishes need not install what the sink needs.
+if all(find_spec(name) for name in ("django_celery_beat", "pyarrow", "pyruhvro")):
+    INSTALLED_APPS += ["django_celery_beat", "audit_sink"]
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from audit_logging import checks, conf
 from audit_logging.conf import LoggingSettings
-from audit_logging.options import AppSettings, option
+from audit_logging.options import AppSettings, option, readable_file, url_of
 
 
 class Demo(AppSettings):
@@ -225,3 +225,32 @@ def test_the_publisher_installs_the_app_without_being_audited(service: Any) -> N
 def test_w002_nowhere_to_spool(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "write access" in found()["W002"].hint
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP_ADDR", "WORKER_SERVICE_PORT"],
+)
+def test_what_kubernetes_tells_of_a_service_is_no_misspelt_option(name: str) -> None:
+    environ = {f"AUDIT_LOGGING_{name}": "tcp://10.0.0.1:80"}
+    assert LoggingSettings(environ=environ).problems() == []
+
+
+def test_an_address_whose_package_is_missing_is_told_how_to_get_it() -> None:
+    check = url_of({"redis": ("no_such_module_here", "production")})
+    with pytest.raises(ValueError, match=r"pip install 'django-api-audit\[production\]'"):
+        check("redis://user:secret@host")
+    check("")
+
+
+def test_an_address_that_is_none_does_not_show_its_password() -> None:
+    with pytest.raises(ValueError, match="It is no address") as refused:
+        url_of({"redis": ("", "")})("user:secret@host")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_file_that_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No such file"):
+        readable_file(tmp_path / "missing")
+    (tmp_path / "there").touch()
+    readable_file(tmp_path / "there")

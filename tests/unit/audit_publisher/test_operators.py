@@ -250,6 +250,8 @@ def test_a_region_that_does_not_answer_fails_the_command(configure: Configure) -
         ("REGISTRY_URL", "https://user:pw@host", "REGISTRY_CREDENTIALS_FILE"),
         ("REGISTRY_URL", "registry:8081", "http(s)"),
         ("DEFAULT_TOPIC", "events_DLQ", "unusable records"),
+        ("KAFKA_CONFIG_FILE", "/no/such/file", "cannot be read: No such file"),
+        ("REGISTRY_CREDENTIALS_FILE", "/no/such/file", "Name a file that this process can read"),
         ("SIGNATURE", "enforced", "Did you mean 'enforce'?"),
         ("MAX_EVENT_BYTES", "2MB", "not an integer"),
         ("MAX_EVNT_BYTES", "1", "Did you mean AUDIT_PUBLISHER_MAX_EVENT_BYTES?"),
@@ -273,6 +275,7 @@ def test_checks(configure: Configure, tmp_path: Path) -> None:
     assert ids(checks.check_options()) == ["E001"]
     assert checks.check_combinations() == []
     properties = tmp_path / "kafka.properties"
+    properties.write_text("sasl.password")
     configure(PRIMARY_URL="kafka://a:1", SECONDARY_URL="kafka://a:1", KAFKA_CONFIG_FILE=properties)
     assert ids(checks.check_combinations()) == ["E002", "E004"]
     configure(MAX_BATCH_BYTES=1000)
