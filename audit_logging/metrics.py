@@ -1,15 +1,19 @@
 """The capture tier's metrics: a closed list, each with its meaning and what to do about it.
 
 They count in plain Python, so that the light tier needs no further package; where
-``prometheus_client`` is installed the same counts are exported through it (also in its
-multiprocess mode).
+``prometheus_client`` is installed the same counts are exported through it. In its multiprocess
+mode that is file I/O, which a thread of our own does (:func:`export`): never the request thread,
+nor anybody under the lock that the request thread takes.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from typing import Any
+
+from .background import Loop
 
 try:
     import prometheus_client
@@ -17,22 +21,64 @@ except ImportError:
     prometheus_client = None  # type: ignore[assignment]
 
 
+#: Whether prometheus_client keeps its values in files; it decides so at its import, as we do.
+_IN_FILES = prometheus_client is not None and bool(
+    {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & os.environ.keys()
+)
+_EXPORT_EVERY = 1.0
+
 _lock = threading.Lock()
+#: Held within prometheus_client while it may be at its files.
+_export_lock = threading.Lock()
+
+
+def _before_fork() -> None:
+    _export_lock.acquire()
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+    _export_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _export_lock
+    _lock, _export_lock = threading.Lock(), threading.Lock()
+    for metric in METRICS:
+        # What the parent counted is the parent's to export.
+        metric.due.clear()
 
 
 if hasattr(os, "register_at_fork"):
     # A thread that counts at the moment of a fork would leave its lock (and that of
     # prometheus_client, taken within it) locked for ever in the child: on its request threads.
     os.register_at_fork(
-        before=lambda: _lock.acquire(),
-        after_in_parent=lambda: _lock.release(),
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
+
+
+def export() -> None:
+    """Write what changed to prometheus_client's files; nothing to do where it has none."""
+    with _export_lock:
+        for metric in METRICS:
+            with _lock:
+                due, metric.due = metric.due, {}
+            for key, value in due.items():
+                metric.hand_on(key, value)
+
+
+def _export_step() -> float:
+    export()
+    return _EXPORT_EVERY
+
+
+_exporter = Loop(_export_step, name="audit-metrics")
+if _IN_FILES:
+    # Registered before, and so run after, that which empties the buffer at exit.
+    atexit.register(export)
 
 
 class _Metric:
@@ -41,6 +87,8 @@ class _Metric:
         self.help = help
         self.labels = labels
         self._values: dict[tuple[str, ...], float] = {}
+        #: What export() has to hand on.
+        self.due: dict[tuple[str, ...], float] = {}
         self._exported = self._export()
         METRICS.append(self)
 
@@ -57,10 +105,13 @@ class _Metric:
     def _key(self, labels: dict[str, str]) -> tuple[str, ...]:
         return tuple(str(labels[name]) for name in self.labels)
 
-    def _child(self, labels: dict[str, str]) -> Any:
-        if self._exported is None:
-            return None
-        return self._exported.labels(**labels) if self.labels else self._exported
+    def hand_on(self, key: tuple[str, ...], value: float) -> None:
+        """Give a change to prometheus_client."""
+        if self._exported is not None:
+            self._apply(self._exported.labels(*key) if key else self._exported, value)
+
+    def _apply(self, child: Any, value: float) -> None:
+        raise NotImplementedError
 
 
 class Counter(_Metric):
@@ -71,33 +122,57 @@ class Counter(_Metric):
             return None
         return prometheus_client.Counter(self.name, self.help, self.labels)
 
+    def _apply(self, child: Any, value: float) -> None:
+        child.inc(value)
+
     def inc(self, amount: float = 1, **labels: str) -> None:
         """Add `amount`."""
         key = self._key(labels)
         with _lock:
             self._values[key] = self._values.get(key, 0.0) + amount
-            child = self._child(labels)
-            if child is not None:
-                child.inc(amount)
+            if _IN_FILES:
+                self.due[key] = self.due.get(key, 0.0) + amount
+            else:
+                self.hand_on(key, amount)
+        if _IN_FILES:
+            _exporter.ensure_running()
 
 
 class Gauge(_Metric):
-    """A value that goes up and down."""
+    """A value that goes up and down.
+
+    :param across: how the values of several processes make one (prometheus_client's
+        ``multiprocess_mode``).
+    """
+
+    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), *, across: str) -> None:
+        self.across = across
+        super().__init__(name, help, labels)
 
     def _export(self) -> Any:
         if prometheus_client is None:
             return None
         return prometheus_client.Gauge(
-            self.name, self.help, self.labels, multiprocess_mode="livesum"
+            self.name,
+            self.help,
+            self.labels,
+            multiprocess_mode=self.across,  # type: ignore[arg-type]
         )
+
+    def _apply(self, child: Any, value: float) -> None:
+        child.set(value)
 
     def set(self, value: float, **labels: str) -> None:
         """Set the value."""
+        key = self._key(labels)
         with _lock:
-            self._values[self._key(labels)] = value
-            child = self._child(labels)
-            if child is not None:
-                child.set(value)
+            self._values[key] = value
+            if _IN_FILES:
+                self.due[key] = value
+            else:
+                self.hand_on(key, value)
+        if _IN_FILES:
+            _exporter.ensure_running()
 
 
 METRICS: list[_Metric] = []
@@ -158,10 +233,14 @@ internal_errors = Counter(
     ("place",),
 )
 buffer_depth = Gauge(
-    "audit_log_buffer_events", "Events in memory, waiting. Near BUFFER_SIZE: see rejected."
+    "audit_log_buffer_events",
+    "Events in memory, waiting. Near BUFFER_SIZE: see rejected.",
+    across="livesum",
 )
 spool_bytes = Gauge(
     "audit_log_spool_bytes",
     "Bytes in a local spool. At SPOOL_MAX_BYTES events are lost.",
     ("spool",),
+    # One file, which every process of the host measures.
+    across="mostrecent",
 )

@@ -10,6 +10,7 @@ from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
+from . import metrics
 from .celery import DELIVER
 from .delivery import get_deliverer
 
@@ -52,3 +53,4 @@ def _child_ends(**kwargs: Any) -> None:
 
     if transport._transport is not None:
         transport._transport.flush()
+    metrics.export()
