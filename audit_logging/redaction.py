@@ -43,7 +43,7 @@ _TEXT_TYPES = re.compile(
 
 # Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
 _BROKEN_JSON = re.compile(r"""\{\s*["'{}\[]|\[\s*["'{\[]""")
-_JSON_LINE = re.compile(r"(\s*(?:data:)?[\s\ufeff]*)([{\[].*)", re.DOTALL)
+_EVENT_STREAM_LINE = re.compile(r"\s*+(?:data:[\s\ufeff]*+)?")
 _BLANK = "\ufeff \t\r\n"
 _NAME_AND_VALUE = tuple(
     (name, value)
@@ -191,11 +191,13 @@ class Redactor:
 
     def _plain_line(self, line: str) -> str:
         """Return a line that holds JSON (a log's, a server-sent event's) redacted as that."""
-        found = _JSON_LINE.match(line)
-        if found is None:
+        prefix = _EVENT_STREAM_LINE.match(line)
+        start = prefix.end() if prefix else 0
+        if line[start : start + 1] not in ("{", "["):
             return line
-        redacted = self._json(found[2])
-        return line if redacted is None or redacted is found[2] else found[1] + redacted
+        document = line[start:]
+        redacted = self._json(document)
+        return line if redacted is None or redacted is document else line[:start] + redacted
 
     def _lines(self, text: str) -> str | None:
         """Return lines of JSON redacted, `text` itself if there is nothing, None if unparsable."""

@@ -34,6 +34,7 @@ _SENSITIVE_WORDS = frozenset(
 # Contain a part, and are no secret.
 _HARMLESS = frozenset(("tokentype", "sessioncount"))
 
+_LONGEST_NAME = 200
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _NON_ALNUM = re.compile(r"[^a-z0-9]+")
 
@@ -57,7 +58,8 @@ _VALUE = re.compile(
     r"""(?i)(?:(?:bearer|basic|digest|token|negotiate)[ \t]{1,8})?[^\s"'<>&,;{}\[\]]++"""
 )
 _LINE_VALUE = re.compile(r"[^\r\n]++")
-_QUOTE = re.compile(r"""(\\*+)(["'])""")
+# Not from within a run of backslashes, which would be looked at again from each of them.
+_QUOTE = re.compile(r"""(?<!\\)(\\*+)(["'])""")
 _WHOLE_LINE = frozenset(("authorization", "proxyauthorization", "cookie", "setcookie"))
 _BRACKETS = {"{": re.compile(r"[{}]"), "[": re.compile(r"[\[\]]")}
 
@@ -68,31 +70,36 @@ _VALUE_ATTRIBUTE = re.compile(
 )
 
 
+def _compatible(key: str) -> str:
+    """Return `key` with full-width letters and the like as the ones they are read as.
+
+    Normalisation takes time that grows with the square of a run of combining marks.
+    """
+    return key if key.isascii() else unicodedata.normalize("NFKC", key[:_LONGEST_NAME])
+
+
 def normalise_key(key: str) -> str:
     """Return `key` in lower case with letters and digits alone: Card-Number → cardnumber."""
-    if not key.isascii():
-        # Full-width letters and the like read the same to people, and to some parsers.
-        key = unicodedata.normalize("NFKC", key)
-    return _NON_ALNUM.sub("", key.casefold())
+    return _NON_ALNUM.sub("", _compatible(key).casefold())
 
 
 def sensitive_key(key: str, extra: frozenset[str]) -> bool:
     """Whether a value under `key` is a secret; `extra` holds further normalised names."""
     # Long names are hostile, and not worth a place in the cache.
-    return _cached(key, extra) if len(key) <= 200 else _decide(key, extra)
+    return _cached(key, extra) if len(key) <= _LONGEST_NAME else _decide(key, extra)
 
 
 def _decide(key: str, extra: frozenset[str]) -> bool:
+    if len(key) > _LONGEST_NAME and not key.isascii():
+        # No name that anyone gives, and none that is cheaply looked through.
+        return True
     plain = normalise_key(key)
     if plain in _HARMLESS:
         return False
     return (
         plain in extra
         or any(part in plain for part in _SENSITIVE_PARTS)
-        or any(
-            word.lower() in _SENSITIVE_WORDS
-            for word in _WORDS.findall(unicodedata.normalize("NFKC", key))
-        )
+        or any(word.lower() in _SENSITIVE_WORDS for word in _WORDS.findall(_compatible(key)))
     )
 
 

@@ -1,0 +1,116 @@
+"""Redaction takes linear time on any text: it holds the lock that the service's requests need."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from audit_logging.redaction import Redactor
+
+redactor = Redactor(max_body_bytes=1 << 21)
+
+LONG = 512 * 1024
+#: One of each kind that some pattern tells from the others.
+RUNS = [
+    " ", "\t", "\n", "\r", "\x0b", "\u2028", "\\", '"', "'", "a", "A", "é", "\u0301\u0316",
+    "\ufdfa", "\ufeff", "1", "4", ".", "-", "_", "<", ">", "&", "=", ":", ";", ",", "{", "}",
+    "[", "]", "(", ")", "/", "@", "%", "+", "\x1e",
+]  # fmt: skip
+#: What patterns begin with, and what they then look for in vain.
+WORDS = [
+    "", "x", "password", "password:", 'password: "', "password=", "password: {", '"password": [',
+    "data:", "eyJ", "eyJ.", "-----BEGIN ", "-----BEGIN A-----", "bearer ", "Authorization: ",
+    "<token", "<token>", "<!--", "<input name=token value=", "</token", "&quot;", "&#", "://",
+    "://a:", "Key (token)=(", "card", "4111", "x{",
+]  # fmt: skip
+
+Sink = Callable[[str], object]
+
+
+def body(content_type: str, form: str = "{}") -> Sink:
+    return lambda text: redactor.body(form.replace("{}", text).encode(), content_type)
+
+
+SINKS: dict[str, Sink] = {
+    "text": body("text/plain"),
+    "html": body("text/html"),
+    "xml": body("application/xml"),
+    "ndjson": body("application/x-ndjson"),
+    "event stream": body("text/event-stream", "data: {}"),
+    "form name": body("application/x-www-form-urlencoded", "{}=x"),
+    "form value": body("application/x-www-form-urlencoded", "x={}"),
+    "json string": lambda text: redactor.body(json.dumps({"x": text}).encode(), "text/json"),
+    "json key": lambda text: redactor.body(
+        json.dumps({text: "x"}, ensure_ascii=False).encode(), "text/json"
+    ),
+    "json in json": lambda text: redactor.body(
+        json.dumps({"x": json.dumps({text: text})}).encode(), "text/json"
+    ),
+    "query": redactor.query,
+    "path": redactor.path,
+    "text value": redactor.text,
+    "free text": redactor.free_text,
+}
+
+
+def stalls(sink: Sink, make: Callable[[int], str], longest: int) -> str:
+    """The first length whose work is out of proportion, or "".
+
+    Lengths grow step by step, so that what is not linear shows before it takes minutes.
+    """
+    length = 4096
+    while length <= longest:
+        started = time.process_time()
+        sink(make(length))
+        took = time.process_time() - started
+        if took > 0.1 + 6.0 * length / LONG:
+            return f"{length} characters took {took:.1f} s"
+        length *= 4 if length < LONG // 4 else 2
+    return ""
+
+
+def run_of(unit: str, before: str = "", after: str = "") -> Callable[[int], str]:
+    return lambda length: before + unit * (length // len(unit)) + after
+
+
+@pytest.mark.parametrize("where", SINKS)
+def test_long_runs(where: str) -> None:
+    for unit in RUNS:
+        assert not stalls(SINKS[where], run_of(unit), LONG), repr(unit)
+
+
+@pytest.mark.parametrize("where", SINKS)
+def test_runs_after_what_a_pattern_begins_with(where: str) -> None:
+    for before, unit, after in itertools.product(WORDS, RUNS, ("", "x{")):
+        problem = stalls(SINKS[where], run_of(unit, before, after), 4096)
+        assert not problem, (before, unit, after, problem)
+
+
+@pytest.mark.parametrize("where", ["text", "html", "json string", "json key"])
+def test_pairs_of_characters_and_repeated_beginnings(where: str) -> None:
+    units = [one + other for one, other in itertools.permutations(RUNS, 2)]
+    units += [word + run for word in WORDS for run in ["", *RUNS] if word]
+    for unit in units:
+        problem = stalls(SINKS[where], run_of(unit), 4096)
+        assert not problem, (unit, problem)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda length: " " * length + "x{",
+        lambda length: "data:" + " \ufeff" * (length // 2) + "x[",
+        lambda length: 'password: "' + "\\" * length,
+        lambda length: 'x{ password: "' + "\\" * length,
+        lambda length: json.dumps({"\u0301\u0316" * (length // 2): 1}, ensure_ascii=False),
+        lambda length: "\u0301\u0316" * (length // 2) + "=x",
+        lambda length: "x" + "\u0301\u0316" * (length // 2) + ": x",
+    ],
+)
+def test_shapes_that_took_minutes(make: Callable[[int], str]) -> None:
+    for where in ("text", "json string", "json key", "form name", "form value", "query"):
+        assert not stalls(SINKS[where], make, LONG), where
