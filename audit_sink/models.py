@@ -245,3 +245,13 @@ class SeenRequest(models.Model):
 
     def __str__(self) -> str:
         return bytes(self.key).hex()
+
+
+class Turn(models.Model):
+    """Something that one process at a time does; see :mod:`audit_sink.ingest.turns`."""
+
+    name = models.CharField(primary_key=True, max_length=32)
+    until = models.FloatField(default=0, help_text="Epoch seconds; free from then on.")
+
+    def __str__(self) -> str:
+        return self.name

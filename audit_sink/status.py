@@ -43,7 +43,7 @@ class SinkStatus:
 
 def sink_statuses(*, clock: Clock = time.time) -> list[SinkStatus]:
     """The status of every site, then of the unroutable sink; asks the event log for its ends."""
-    # Also makes the lanes of partitions that were never looked at, so that their lag shows.
+    # Makes the lanes of partitions that were never looked at, so that their lag shows.
     for _ in lanes():
         pass
     found = {

@@ -5,50 +5,83 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from weakref import WeakKeyDictionary
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 
+from audit_logging.breaker import Breaker
 from audit_publisher.eventlog import get_region, region_names
 from audit_publisher.eventlog.base import EventLog
-from audit_publisher.exceptions import EventLogError
+from audit_publisher.exceptions import EventLogError, RegionUnavailable, UnknownTopic
 from audit_publisher.routing import topics
 
 from .. import metrics
 from ..conf import conf
 from ..models import UNROUTABLE, Lane, Site
 from . import Clock
+from .turns import turn
 
 logger = logging.getLogger(__name__)
 
+#: Seconds after which somebody else may look for work, though the last one has not ended.
+_TICK_SECONDS = 10.0
+
+#: What is known of this process's regions. One that is opened anew, after a fork or another
+#: configuration, is a new object and begins with a clean slate.
+_breakers: WeakKeyDictionary[EventLog, Breaker] = WeakKeyDictionary()
+#: A dead region is left alone for this many seconds after its first failure, then for longer.
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 15.0
+
 
 def lanes() -> Iterator[tuple[Lane, Site | None]]:
-    """Yield every lane of an unpaused site, and of the unroutable sink, made when it is new.
+    """Yield every lane of each site, paused ones too, and of the unroutable sink; made when new.
 
-    Its `high_watermark` is fresh. A region or topic that does not answer is reported and left out.
+    Its `high_watermark` is fresh. A topic that does not answer is reported and left out; so is a
+    region, which is then not asked again until its time has come.
     """
-    sites = {site.code: site for site in Site.objects.filter(paused=False)}
+    sites = {site.code: site for site in Site.objects.all()}
     known = {lane.key: lane for lane in Lane.objects.all()}
-    for region in region_names():
-        log = get_region(region)
-        for topic in topics():
-            try:
-                yield from _topic_lanes(log, topic, sites, known)
-            except EventLogError as error:
-                metrics.FAILURES.labels("", type(error).__name__).inc()
-                logger.warning("The event log's region %s, topic %s: %s", region, topic, error)
+    # What is healthy goes first: a dead region is waited for.
+    for log in sorted(map(get_region, region_names()), key=lambda log: not _breaker(log).closed):
+        if _breaker(log).allows:
+            yield from _region_lanes(log, sites, known)
+
+
+def _breaker(log: EventLog) -> Breaker:
+    return _breakers.setdefault(log, Breaker(_FIRST_PAUSE, _LONGEST_PAUSE))
+
+
+def _region_lanes(
+    log: EventLog, sites: dict[str, Site], known: dict[tuple, Lane]
+) -> Iterator[tuple[Lane, Site | None]]:
+    for topic in topics():
+        try:
+            yield from _topic_lanes(log, topic, sites, known)
+        except EventLogError as error:
+            metrics.FAILURES.labels("", type(error).__name__).inc()
+            logger.warning("The event log's region %s, topic %s: %s", log.region, topic, error)
+            if isinstance(error, RegionUnavailable) and not isinstance(error, UnknownTopic):
+                # Its other topics would be waited for just as long.
+                _breaker(log).failed()
+                return
+    _breaker(log).succeeded()
 
 
 def _topic_lanes(
     log: EventLog, topic: str, sites: dict[str, Site], known: dict[tuple, Lane]
 ) -> Iterator[tuple[Lane, Site | None]]:
+    started = {lane.sink for lane in known.values()}
     for partition in range(log.partitions(topic)):
-        _, high = log.watermarks(topic, partition)
+        low, high = log.watermarks(topic, partition)
         for sink in (*sites, UNROUTABLE):
             site = sites.get(sink)
             lane = known.get((sink, log.region, topic, partition))
             if lane is None:
-                lane = _new_lane(log, site, sink, topic, partition)
+                latest = site is not None and site.start_from == Site.StartFrom.LATEST
+                # What a partition or topic that appears later holds came after the site's start.
+                start = high if latest and sink not in started else low
+                lane = _new_lane(start, sink, log.region, topic, partition)
             if lane.high_watermark != high:
                 lane.high_watermark = high
                 Lane.objects.filter(pk=lane.pk).update(high_watermark=high)
@@ -56,9 +89,8 @@ def _topic_lanes(
             yield lane, site
 
 
-def _new_lane(log: EventLog, site: Site | None, sink: str, topic: str, partition: int) -> Lane:
-    key = {"sink": sink, "region": log.region, "topic": topic, "partition": partition}
-    start = _first_offset(log, site, topic, partition)
+def _new_lane(start: int, sink: str, region: str, topic: str, partition: int) -> Lane:
+    key = {"sink": sink, "region": region, "topic": topic, "partition": partition}
     try:
         with transaction.atomic():
             return Lane.objects.create(
@@ -71,16 +103,12 @@ def _new_lane(log: EventLog, site: Site | None, sink: str, topic: str, partition
         return Lane.objects.get(**key)
 
 
-def _first_offset(log: EventLog, site: Site | None, topic: str, partition: int) -> int:
-    """Where the ledger of a new lane begins."""
-    low, high = log.watermarks(topic, partition)
-    return high if site is not None and site.start_from == Site.StartFrom.LATEST else low
-
-
 def due_lanes(clock: Clock = time.time) -> Iterator[Lane]:
     """Yield each lane that has something to do now, marked busy so that it is yielded once."""
-    for lane, _site in lanes():
+    for lane, site in lanes():
         now = clock()
+        if site is not None and site.paused:
+            continue
         if lane.high_watermark == lane.next_offset or lane.busy_until > now:
             continue
         if lane.due_at is None:
@@ -98,14 +126,18 @@ def due_lanes(clock: Clock = time.time) -> Iterator[Lane]:
 
 
 def enqueue_due(send: Callable[[str, str, str, int], object], *, clock: Clock = time.time) -> int:
-    """Call `send` with the key of each lane that has something to do; return how many."""
+    """Call `send` with the key of each lane that has something to do; return how many.
+
+    Does nothing while another process is at it: a slow region shall hold up one worker, not all.
+    """
     sent = 0
-    for lane in due_lanes(clock):
-        try:
-            send(*lane.key)
-        except Exception:
-            # The broker is down: the next tick may find it up again.
-            Lane.objects.filter(pk=lane.pk).update(busy_until=0)
-            raise
-        sent += 1
+    with turn("schedule", _TICK_SECONDS, clock) as mine:
+        for lane in due_lanes(clock) if mine else ():
+            try:
+                send(*lane.key)
+            except Exception:
+                # The broker is down: the next tick may find it up again.
+                Lane.objects.filter(pk=lane.pk).update(busy_until=0)
+                raise
+            sent += 1
     return sent

@@ -97,6 +97,13 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='Turn',
+            fields=[
+                ('name', models.CharField(max_length=32, primary_key=True, serialize=False)),
+                ('until', models.FloatField(default=0, help_text='Epoch seconds; free from then on.')),
+            ],
+        ),
+        migrations.CreateModel(
             name='DeadLetter',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),

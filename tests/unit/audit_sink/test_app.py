@@ -192,6 +192,13 @@ def test_status_shows_each_sink(lake: World) -> None:
         assert word in text
 
 
+def test_status_shows_what_waits_for_a_paused_site(world: World) -> None:
+    Site.objects.filter(code="US").update(paused=True)
+    world.publish(*(world.event() for _ in range(7)))
+    found = {one["sink"]: one for one in json.loads(run("audit_status", "--json"))["sinks"]}
+    assert (found["US"]["paused"], found["US"]["lag"]) == (True, 7)
+
+
 def test_status_shows_what_is_wrong(lake: World) -> None:
     Site.objects.filter(code="CA").update(paused=True)
     Site.objects.filter(code="US").update(last_error="the bucket is gone")

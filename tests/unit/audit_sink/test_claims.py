@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 from django.db import IntegrityError, transaction
 
+from audit_logging.breaker import Breaker
+from audit_publisher.eventlog import get_region
+from audit_publisher.exceptions import RegionUnavailable, UnknownTopic
 from audit_sink.exceptions import ClaimLost
-from audit_sink.ingest import claims
+from audit_sink.ingest import claims, schedule
 from audit_sink.ingest.claims import Counts, Poison
 from audit_sink.ingest.dedup import request_keys, take_ownership
 from audit_sink.ingest.run import ingest
-from audit_sink.ingest.schedule import due_lanes, enqueue_due
+from audit_sink.ingest.schedule import due_lanes, enqueue_due, lanes
+from audit_sink.ingest.turns import turn
 from audit_sink.lake.ledger import ledger_problems
-from audit_sink.models import UNROUTABLE, Batch, LakeFile, Lane, Site
+from audit_sink.metrics import LAG
+from audit_sink.models import UNROUTABLE, Batch, LakeFile, Lane, Site, Turn
 
-from .conftest import World
+from .conftest import Clock, World
 
 pytestmark = pytest.mark.django_db
 
@@ -184,6 +189,95 @@ def test_a_paused_site_is_not_due(world: World, us: Site) -> None:
     due(world)
     world.clock.advance(5)
     assert "US" not in due(world)
+
+
+def test_the_lag_of_a_paused_site_grows(world: World, us: Site) -> None:
+    us.paused = True
+    us.save()
+    world.publish(*(world.event() for _ in range(4)))
+    assert "US" not in due(world)
+    assert world.lane("US").high_watermark == 4
+    world.publish(world.event())
+    due(world)
+    lane = world.lane("US")
+    assert (lane.high_watermark, lane.next_offset) == (5, 0)
+    assert LAG.labels(*lane.key)._value.get() == 5
+
+
+def test_one_process_at_a_time_looks_for_work(world: World) -> None:
+    world.publish(world.event())
+    due(world)
+    world.clock.advance(5)
+    meanwhile: list[int] = []
+
+    def send(*key: object) -> None:
+        meanwhile.append(enqueue_due(lambda *key: None, clock=world.clock))
+
+    assert enqueue_due(send, clock=world.clock) == 4
+    assert meanwhile == [0, 0, 0, 0]
+
+
+def test_a_turn_is_given_back_or_runs_out() -> None:
+    clock = Clock()
+    with turn("x", 10, clock) as first, turn("x", 10, clock) as second:
+        assert (first, second) == (True, False)
+    with turn("x", 10, clock) as slow, turn("y", 10, clock) as other:
+        assert slow
+        assert other
+        clock.advance(10)
+        with turn("x", 10, clock) as next_one:
+            assert next_one
+            Turn.objects.filter(name="x").update(until=clock.now + 5)
+        # The one who took too long ends: what is not its own stays.
+    assert Turn.objects.get(name="x").until == clock.now + 5
+
+
+def test_a_dead_region_is_asked_once_and_then_left_alone_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_topics = ("one", "two")
+    monkeypatch.setattr(schedule, "topics", lambda: (world.topic, *other_topics))
+    now = [0.0]
+    dead = get_region("primary")
+    schedule._breakers[dead] = Breaker(2.0, 15.0, clock=lambda: now[0])
+    asked: list[str] = []
+
+    def no_answer(topic: str) -> int:
+        asked.append(topic)
+        raise RegionUnavailable("nobody answers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dead, "partitions", no_answer)
+        assert {lane.region for lane, _ in lanes()} == {"secondary"}
+        assert asked == [world.topic]
+        list(lanes())
+        assert len(asked) == 1
+        now[0] = 60.0
+        # The healthy region's lanes come before the dead one is waited for.
+        tick = lanes()
+        lane, _ = next(tick)
+        assert (lane.region, len(asked)) == ("secondary", 1)
+        list(tick)
+        assert len(asked) == 2
+    now[0] = 120.0
+    assert {lane.region for lane, _ in lanes()} == {"primary", "secondary"}
+
+
+def test_a_topic_that_is_missing_is_no_dead_region(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "topics", lambda: ("missing", world.topic))
+    log = get_region("primary")
+    real = log.partitions
+
+    def partitions(topic: str) -> int:
+        if topic == "missing":
+            raise UnknownTopic("There is no topic 'missing'.")
+        return real(topic)
+
+    monkeypatch.setattr(log, "partitions", partitions)
+    for _ in range(2):
+        assert "primary" in {lane.region for lane, _ in lanes()}
 
 
 def test_an_idle_tick_is_a_few_queries(

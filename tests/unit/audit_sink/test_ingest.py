@@ -438,6 +438,20 @@ def test_a_site_may_start_with_what_comes_from_now_on(world: World) -> None:
     assert world.ids("BR") == [new["request_id"]]
 
 
+def test_a_partition_that_appears_later_is_read_from_its_beginning(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Site.objects.create(code="BR", site_id="5555", start_from="latest")
+    with monkeypatch.context() as patch:
+        patch.setattr(get_region("primary"), "partitions", lambda topic: 1)
+        world.ingest()
+    events = [world.event("5555", endpoint_name=f"e{n}/x") for n in range(20)]
+    world.publish(*events)
+    assert get_region("primary").watermarks(world.topic, 1)[1] > 0
+    world.ingest()
+    assert world.ids("BR") == sorted(event["request_id"] for event in events)
+
+
 def test_progress_is_published_for_lag_tools(world: World) -> None:
     world.publish(*(world.event() for _ in range(7)))
     world.ingest()
