@@ -241,9 +241,12 @@ class PublisherSource:
 
     def _keep(self, document: dict[str, Any]) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Each process writes its own: two that wrote one file would mix their answers.
             temporary = self._path.with_suffix(f".{os.getpid()}.new")
+            temporary.unlink(missing_ok=True)
+            # Which paths keep their bodies out is nobody else's business.
+            temporary.touch(mode=0o600)
             temporary.write_text(json.dumps(document))
             temporary.replace(self._path)
         except OSError as error:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -115,7 +116,7 @@ class DurableQueue:
 
     Safe for threads and processes; connections are made per thread and never cross a fork.
 
-    :param path: the file; its folder is made on first use.
+    :param path: the file; it and its folder are made on first use, for their owner alone.
     :param max_bytes: bound over all streams, or None. The bound is on records' bytes.
     :param clock: returns epoch seconds.
     :param timeout: seconds to wait for another process's write.
@@ -409,7 +410,7 @@ class DurableQueue:
             # the garbage collector may close it.
             _inherited.append(local.connection)
             local.connection = None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _make_private(self.path)
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -437,6 +438,26 @@ class DurableQueue:
             connection.close()
             raise
         return connection
+
+
+def _make_private(path: Path) -> None:
+    """Make `path` an empty file for its owner alone, unless it exists; its folder likewise.
+
+    SQLite gives its other files the same mode. The file is not opened in its place: closing it
+    there would end the locks that this process holds on it through SQLite.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        # Another thread or process was first.
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _take(rows: Iterable[tuple], max_bytes: int) -> list[StoredRecord]:

@@ -94,7 +94,7 @@ class Spool:
         One drainer at a time keeps the order. A lock on a file rather than a lease: the kernel
         gives it back at once when its holder dies.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self._folder / "drain.lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

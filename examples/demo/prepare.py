@@ -93,7 +93,9 @@ class Places:
                     f"{self.root} holds files that are not the demo's, which would empty it. "
                     "Name another folder with --data-dir."
                 )
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Also one that an earlier version made: it holds people's requests.
+            self.root.chmod(0o700)
             self._marker.touch()
         except OSError as error:
             raise DemoError(
@@ -108,7 +110,7 @@ class Places:
                 shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.logs, ignore_errors=True)
         for folder in (self.logs, self.service, self.audit):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def check_packages() -> None:

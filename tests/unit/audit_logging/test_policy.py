@@ -345,7 +345,9 @@ def test_flags_from_the_central_admin(central: Any, options: Options, tmp_path: 
     kept = PublisherSource(tmp_path / "new" / "flags.json").kept()
     assert kept is not None
     assert kept.sample_rate == 0.5
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["flags.json"]
+    (file,) = (tmp_path / "new").iterdir()
+    assert file.name == "flags.json"
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -69,6 +70,25 @@ def test_a_record_comes_back_as_it_went_in(queue: DurableQueue) -> None:
     assert queue.stats("s") == StreamStats(2, record.size + Record(b"2").size, 7)
     assert queue.streams() == ["s"]
     assert queue.append("s", []) == range(0)
+
+
+def test_files_and_folder_are_the_owner_s_alone(queue: DurableQueue) -> None:
+    before = os.umask(0)
+    try:
+        queue.append("s", [Record(b"1")])
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in queue.path.parent.iterdir()}
+    assert modes == dict.fromkeys(
+        ("queue.sqlite3", "queue.sqlite3-wal", "queue.sqlite3-shm"), 0o600
+    )
+    assert stat.S_IMODE(queue.path.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    DurableQueue(tmp_path / "queue.sqlite3").append("s", [Record(b"1")])
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
 def test_streams_do_not_mix(queue: DurableQueue) -> None:
