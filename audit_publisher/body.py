@@ -17,7 +17,8 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     """Return the body, decompressed.
 
     :param limit: bytes that it may have, before and after decompression.
-    :raises Problem: 413 too large, 415 an encoding we do not take, 400 cut short or damaged.
+    :raises Problem: 413 too large, 415 an encoding we do not take, 400 cut short or damaged, 408
+        not sent to its end in time.
     """
     encoding = request.META.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in {"", "identity", "gzip"}:
@@ -37,8 +38,16 @@ def _read(request: HttpRequest, limit: int) -> bytes:
         stream = request.META["wsgi.input"]
     try:
         body = _read_bounded(stream, limit)
+    except Problem:
+        raise
     except (UnreadablePostError, OSError) as error:
+        # Django wraps what the server raised.
+        if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
+            raise Problem(408, "The body did not arrive in time.", retry_after=1) from error
         raise Problem(400, "The body could not be read to its end.", retry_after=1) from error
+    except Exception as error:
+        # Each server has its own exceptions for chunks that are none.
+        raise Problem(400, "The body's transfer encoding is damaged.") from error
     if declared is not None and len(body) < declared:
         raise Problem(400, "The body is shorter than its Content-Length.", retry_after=1)
     return body

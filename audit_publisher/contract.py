@@ -55,6 +55,7 @@ PROBLEMS = {
     400: "Not JSON, or the body was cut short.",
     401: "The signature is missing or not good.",
     405: "Wrong method.",
+    408: "The body did not arrive in time; send it again.",
     413: "Too large.",
     415: "A content type or encoding that is not taken.",
     422: "A field is not valid; `error` names it and the reason.",

@@ -38,6 +38,13 @@ class ServerSettings(AppSettings):
         unit="seconds",
         minimum=1,
     )
+    READ_TIMEOUT: float = option(
+        10,
+        "How long a client may take to send one request, with its body, and to read the answer. "
+        "A slower one is cut off, or told so with 408.",
+        unit="seconds",
+        minimum=0.1,
+    )
     GRACEFUL_TIMEOUT: int = option(
         20, "What requests in progress get at a stop.", unit="seconds", minimum=0
     )
@@ -62,7 +69,7 @@ wsgi_app = server.APP
 bind = server.BIND
 workers = server.WORKERS
 threads = server.THREADS
-worker_class = "gthread"
+worker_class = "audit_publisher.worker.Worker"
 timeout = server.TIMEOUT
 graceful_timeout = server.GRACEFUL_TIMEOUT
 keepalive = server.KEEPALIVE

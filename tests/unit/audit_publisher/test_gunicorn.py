@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ class Server:
             lines.append(f"Content-Length: {len(body)}")
         return self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
+    def connect(self, request: bytes) -> socket.socket:
+        """A connection on which only `request` was sent; it may be the half of one."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        connection.sendall(request)
+        return connection
+
+    def log(self) -> str:
+        """What the server said so far."""
+        return (self.data / "gunicorn.log").read_text()
+
     def records(self) -> list[Record]:
         """What the event log holds."""
         log = LocalEventLog("primary", self.data / "publisher" / "eventlog.sqlite3")
@@ -73,7 +84,20 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, public_pem: str) -> Iterator[Server]:
-    data = tmp_path_factory.mktemp("served")
+    with serve(tmp_path_factory.mktemp("served"), public_pem) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory, public_pem: str) -> Iterator[Server]:
+    """A server that gives each request half a second."""
+    data = tmp_path_factory.mktemp("impatient")
+    with serve(data, public_pem, GUNICORN_READ_TIMEOUT="0.5", GUNICORN_THREADS="4") as made:
+        yield made
+
+
+@contextmanager
+def serve(data: Path, public_pem: str, **options: str) -> Iterator[Server]:
     (data / "public.pem").write_text(public_pem)
     (data / "metrics").mkdir()
     environ = {
@@ -85,6 +109,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, public_pem: str) -> Iterato
         "GUNICORN_BIND": "127.0.0.1:0",
         "AUDIT_PUBLISHER_MAX_EVENT_BYTES": "500000",
         "PROMETHEUS_MULTIPROC_DIR": str(data / "metrics"),
+        **options,
     }
 
     def manage(*arguments: str) -> None:
@@ -201,6 +226,85 @@ def test_a_chunked_body_over_the_limit(server: Server, signed: dict[str, str]) -
     chunked = (b"%x\r\n" % 300_000 + b"x" * 300_000 + b"\r\n") * 2 + b"0\r\n\r\n"
     status, _ = server.post([*signed.items(), ("Transfer-Encoding", "chunked")], chunked)
     assert status == 413
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nabcdefg", b"\r\n", b"3;\x01=\r\nabc\r\n"])
+def test_chunks_that_are_none(server: Server, signed: dict[str, str], broken: bytes) -> None:
+    status, answer = server.post([*signed.items(), ("Transfer-Encoding", "chunked")], broken)
+    assert (status, answer["retryable"]) == (400, False)
+    assert "Traceback" not in server.log()
+
+
+HEAD = f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n".encode()
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"POST /v1/lo",
+        HEAD + b"X-Half: ",
+        HEAD + b"Content-Length: 100\r\n\r\n{",
+        HEAD + b"{signed}Content-Length: 100\r\n\r\n{",
+        HEAD + b"{signed}Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+        # Answered, and then neither used nor closed.
+        LIVE.replace(b"Connection: close\r\n", b""),
+        LIVE,
+        b"broken\r\n\r\n",
+    ],
+    ids=["nothing", "line", "head", "unsigned", "body", "chunk", "kept", "closed", "broken"],
+)
+def test_idle_connections_stop_nobody(
+    impatient: Server, signed: dict[str, str], beginning: bytes
+) -> None:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+    beginning = beginning.replace(b"{signed}", lines.encode())
+    with ExitStack() as connections:
+        for _ in range(60):
+            connections.enter_context(impatient.connect(beginning))
+        for _ in range(6):
+            # 30 idle ones for 4 threads of half a second each come to 4 s when they are in front.
+            started = time.monotonic()
+            assert impatient.raw(LIVE)[0] == 200
+            assert time.monotonic() - started < 10
+    assert "Traceback" not in impatient.log()
+
+
+def test_a_body_that_comes_too_slowly_is_told_so(impatient: Server, signed: dict[str, str]) -> None:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in signed.items()).encode()
+    for framing in (b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
+        with impatient.connect(HEAD + lines + framing) as connection:
+            started = time.monotonic()
+            connection.settimeout(0.05)
+            answer = b""
+            while time.monotonic() - started < 20:
+                # Each byte comes in time; all of them do not.
+                try:
+                    connection.sendall(b"1\r\nx\r\n")
+                    if not (part := connection.recv(65536)):
+                        break
+                    answer += part
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    break
+        assert answer.split()[1] == b"408"
+        document = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert (document["status"], document["retryable"]) == (408, True)
+
+
+def test_an_answer_that_nobody_reads_holds_no_thread(impatient: Server) -> None:
+    request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with ExitStack() as connections:
+        for _ in range(40):
+            connection = connections.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            connection.connect(("127.0.0.1", impatient.port))
+            connection.sendall(request * 50)
+        started = time.monotonic()
+        assert impatient.raw(LIVE)[0] == 200
+        assert time.monotonic() - started < 15
 
 
 def test_a_length_over_the_limit_is_refused_before_the_body(
