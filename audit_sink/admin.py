@@ -8,6 +8,7 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from .ingest.handover import obstacle
 from .models import Batch, DeadLetter, LakeFile, Lane, Site
 from .status import human_bytes
 
@@ -68,6 +69,12 @@ class SiteAdmin(admin.ModelAdmin):
         allowed = super().has_delete_permission(request, obj)
         # What a site has read stays its own: pause it instead.
         return allowed and (obj is None or not Batch.objects.filter(sink=obj.code).exists())
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        to_delete, count, perms_needed, protected = super().get_deleted_objects(objs, request)
+        # What is protected keeps the page from deleting, and is listed there.
+        reasons = (obstacle(site, deleted=True) for site in objs)
+        return to_delete, count, perms_needed, [*protected, *filter(None, reasons)]
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         actions = super().get_actions(request)

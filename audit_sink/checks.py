@@ -11,7 +11,7 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
-from .conf import conf
+from .conf import bucket_key, conf
 
 
 @register("audit_sink")
@@ -51,7 +51,7 @@ def check_buckets(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
     owners: dict[str, list[str]] = {}
     try:
         for site in Site.objects.all():
-            owners.setdefault(site.bucket_url.rstrip("/"), []).append(site.code)
+            owners.setdefault(bucket_key(site.bucket_url), []).append(site.code)
     except DatabaseError:
         # Not migrated yet.
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +33,13 @@ def check_bucket_url(url: str) -> None:
         raise ValueError(f"{url!r} is not absolute. Use three slashes: file:///folder.")
     if parts.scheme == "gs" and not parts.netloc:
         raise ValueError(f"{url!r} names no bucket. Use gs://bucket or gs://bucket/prefix.")
+
+
+def bucket_key(url: str) -> str:
+    """`url` in one spelling: two addresses of the same place are equal."""
+    parts = urlsplit(url)
+    path = posixpath.normpath(f"/{parts.path.lstrip('/')}")
+    return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/")
 
 
 def _check_template(value: str) -> None:

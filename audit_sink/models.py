@@ -7,12 +7,14 @@ where the one before ended, so that the ledger can have neither gap nor overlap.
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
-from django.db import models
+from django.db import models, transaction
 from django.utils import timezone
 
-from .conf import check_bucket_url, conf
+from .conf import bucket_key, check_bucket_url, conf
 
 #: The sink that takes the records no site owns, and dead-letters them.
 UNROUTABLE = "unroutable"
@@ -46,7 +48,10 @@ class Site(models.Model):
         max_length=64,
         unique=True,
         validators=[RegexValidator(r"^[\x21-\x7e]+\Z", "Use visible ASCII characters alone.")],
-        help_text="The value of the record header wm-site-id that this site takes, exactly.",
+        help_text="The value of the record header wm-site-id that this site takes, exactly. "
+        "Records of an id that no site has go to the dead letters as they come; a new site that "
+        "starts with the oldest record kept also stores those of its id that the event log still "
+        "holds. Change it while no events of this site come in.",
     )
     bucket = models.CharField(
         "bucket URL",
@@ -56,7 +61,9 @@ class Site(models.Model):
         help_text="file:///folder or gs://bucket[/prefix]. Empty: AUDIT_SINK_BUCKET_TEMPLATE.",
     )
     takes_unlabelled = models.BooleanField(
-        default=False, help_text="Also takes records without the header. One site at most."
+        default=False,
+        help_text="Also takes records without the header. One site at most. Change it while no "
+        "such events come in.",
     )
     paused = models.BooleanField(
         default=False, help_text="A paused site reads nothing; its records wait in the event log."
@@ -85,6 +92,40 @@ class Site(models.Model):
     def bucket_url(self) -> str:
         """Address of the site's bucket."""
         return self.bucket or conf.bucket_url(self.code)
+
+    def clean(self) -> None:
+        """Refuse another site's bucket, and a change by which waiting records would be lost."""
+        super().clean()
+        mine = bucket_key(self.bucket_url)
+        for other in Site.objects.exclude(pk=self.pk):
+            if bucket_key(other.bucket_url) == mine:
+                raise ValidationError(
+                    {
+                        "bucket": f"{other} has the bucket {other.bucket_url}. Two sites give "
+                        f"their files the same names: give each a bucket, or prefix, of its own."
+                    }
+                )
+        stored = Site.objects.filter(pk=self.pk).first()
+        takes = (self.site_id, self.takes_unlabelled)
+        if stored is None or (stored.site_id, stored.takes_unlabelled) != takes:
+            from .ingest.handover import obstacle
+
+            if reason := obstacle(self):
+                raise ValidationError(reason)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """Delete the site and its lanes.
+
+        :raises ValidationError: records wait for it, which would be lost.
+        """
+        from .ingest.handover import obstacle
+
+        if reason := obstacle(self, deleted=True):
+            raise ValidationError(reason)
+        with transaction.atomic():
+            # A later site of this code begins as a new one.
+            Lane.objects.filter(sink=self.code).delete()
+            return super().delete(*args, **kwargs)
 
 
 class LaneKey(models.Model):

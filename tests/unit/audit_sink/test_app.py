@@ -111,6 +111,26 @@ def test_a_wrong_site_is_refused_with_a_sentence(fields: dict[str, Any], says: s
         site.full_clean()
 
 
+@pytest.mark.parametrize("url", ["gs://one/x", "gs://one/x/", "gs://one//x"])
+def test_a_bucket_of_another_site_is_refused(url: str) -> None:
+    Site.objects.filter(code="CA").update(bucket="gs://one/x")
+    mx = Site.objects.get(code="MX")
+    mx.bucket = url
+    with pytest.raises(ValidationError, match="CA has the bucket gs://one/x") as caught:
+        mx.full_clean()
+    assert set(caught.value.message_dict) == {"bucket"}
+    mx.bucket = "gs://one/y"
+    mx.full_clean()
+    Site.objects.get(code="CA").full_clean()
+
+
+def test_a_bucket_that_the_template_gives_another_site_is_refused() -> None:
+    mx = Site.objects.get(code="MX")
+    mx.bucket = Site.objects.get(code="US").bucket_url
+    with pytest.raises(ValidationError, match="US has the bucket"):
+        mx.full_clean()
+
+
 # -- admin --------------------------------------------------------------------------------------
 
 
