@@ -14,6 +14,7 @@ PublisherError
 │   └── UnknownSchema        no such schema id: a record that names it is poison
 ├── CodecError               the bytes are not a framed record: poison
 ├── InvalidEvent             refuse the event for good, naming the field (422)
+├── AmbiguousHeader          refuse the request, naming the header (400)
 └── StorageExhausted         no durable place takes the event: 503
 """
 
@@ -92,6 +93,13 @@ class InvalidEvent(PublisherError):
         super().__init__(f"{field}: {reason}" if field else reason)
         self.field = field
         self.reason = reason
+
+
+class AmbiguousHeader(PublisherError):
+    """A header came twice, perhaps in two spellings: nobody can say which of them is meant."""
+
+    def __init__(self, header: str) -> None:
+        super().__init__(f"{header} was sent more than once, in one spelling or in several.")
 
 
 class StorageExhausted(PublisherError):

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 DEAD_LETTER_SUFFIX = "_DLQ"
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
-#: What no name or header of an event may contain.
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: What no name or header of an event may contain: control characters, and those that break lines
+#: or turn the direction of the text around them, so that people read something else.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def check_topic_name(name: str) -> None:

@@ -13,7 +13,7 @@ from audit_logging.spool import Header, Record
 
 from .codec import frame
 from .conf import PublisherSettings, conf
-from .exceptions import InvalidEvent
+from .exceptions import AmbiguousHeader, InvalidEvent
 from .names import CONTROL, header_key
 from .serializers import LogEvent, to_avro
 
@@ -94,17 +94,27 @@ def record_key(service_name: str, endpoint_name: str) -> bytes:
     return f"{service_name}/{endpoint_name}".encode()
 
 
-def http_headers(meta: Mapping[str, Any]) -> dict[str, str]:
+def http_headers(meta: Mapping[str, Any], consumer_id: str = "") -> dict[str, str]:
     """The forwarded headers of an HTTP request, from WSGI's or ASGI's META.
 
+    :param consumer_id: who sent the request, as authenticated; the header of that name is not
+        believed, for its other spellings are not signed.
+    :raises AmbiguousHeader: two headers mean the same thing.
     :raises InvalidEvent: the site header is not text that can be routed by.
     """
     found: dict[str, str] = {}
+    seen: set[str] = set()
     for name, raw in meta.items():
         if not name.startswith("HTTP_"):
             continue
         key = header_key(name[5:])
         if key not in _BY_KEY:
+            continue
+        # One name that came twice arrives as one value, joined by a comma.
+        if key in seen or (key == _SITE and "," in raw):
+            raise AmbiguousHeader(_BY_KEY[key])
+        seen.add(key)
+        if key == _CONSUMER:
             continue
         try:
             # WSGI decodes the bytes of a header as Latin-1, whatever they are.
@@ -117,6 +127,8 @@ def http_headers(meta: Mapping[str, Any]) -> dict[str, str]:
             continue
         if value:
             found[key] = value
+    if consumer_id:
+        found[_CONSUMER] = consumer_id
     return found
 
 

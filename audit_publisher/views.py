@@ -22,7 +22,7 @@ from . import contract, metrics
 from .authentication import SignatureAuthentication
 from .body import read_body
 from .conf import conf
-from .exceptions import InvalidEvent
+from .exceptions import AmbiguousHeader, InvalidEvent
 from .intake import Result, error_of, problem_of, take
 from .problems import Problem, answer
 from .routing import http_headers
@@ -94,7 +94,9 @@ def _content_type(request: Request, *allowed: str) -> str:
 
 def _take(request: Request, events: Sequence[bytes | msgspec.Raw]) -> list[Result]:
     try:
-        http = http_headers(request.META)
+        http = http_headers(request.META, request.user.consumer_id)
+    except AmbiguousHeader as error:
+        raise Problem(400, str(error)) from error
     except InvalidEvent as error:
         raise Problem(422, error.reason, field=error.field) from error
     return take(events, http, request.user, time.time_ns() // 1000)

@@ -17,7 +17,7 @@ from audit_logging.signing import Signer
 from audit_publisher import authentication
 from audit_publisher.models import Consumer
 from audit_publisher.testing import make_event
-from tests.unit.audit_publisher.conftest import CONSUMER, URL, Configure
+from tests.unit.audit_publisher.conftest import CONSUMER, URL, Configure, stored
 from tests.unit.audit_publisher.test_views import BATCH, post, problem
 
 
@@ -40,7 +40,7 @@ def counted(result: str) -> float:
     return REGISTRY.get_sample_value("audit_publisher_signatures_total", labels) or 0.0
 
 
-def send(api: Client, headers: dict[str, str], **event: Any) -> Any:
+def send(api: Client, headers: dict[str, str], /, **event: Any) -> Any:
     return post(api, URL, make_event(**event), headers=headers)
 
 
@@ -206,6 +206,16 @@ def test_a_database_that_was_never_read_is_no_reason_to_refuse_for_good(
 
     monkeypatch.setattr(Consumer.objects, "prefetch_related", dead)
     problem(send(api, signer.headers(now_ms())), 503, retryable=True)
+
+
+def test_the_record_names_who_signed(api: Client, consumer: Consumer, signer: Signer) -> None:
+    headers = signer.headers(now_ms())
+    other = send(api, headers | {"WM-CONSUMER-ID": "victim"}, consumer_id=None, headers=None)
+    assert "wm_consumer.id" in problem(other, 400)["detail"]
+    assert stored() == []
+    assert send(api, headers, consumer_id=None, headers=None).status_code == 200
+    (record,) = stored()
+    assert dict(record.headers)["wm_consumer.id"] == CONSUMER.encode()
 
 
 def test_blanks_around_values_do_not_matter(

@@ -209,6 +209,13 @@ def test_the_site_in_any_spelling(server: Server, signed: dict[str, str], name: 
     assert sites[answer["request_id"]] == b"1704989474816248000"
 
 
+@pytest.mark.parametrize("twin", ["WM_SITE_ID", "WM-SITE.ID", "wm-site-id"])
+def test_two_sites_are_refused(server: Server, signed: dict[str, str], twin: str) -> None:
+    status, answer = server.post([*signed.items(), ("WM-SITE-ID", "1"), (twin, "2")], body())
+    assert status == 400
+    assert "wm-site-id" in answer["detail"]
+
+
 def test_a_peer_cannot_set_what_only_a_proxy_may(server: Server, signed: dict[str, str]) -> None:
     status, _ = server.post([*signed.items(), ("SCRIPT_NAME", "/admin")], body())
     assert status == 200

@@ -51,7 +51,7 @@ def test_the_document_names_every_operation_and_status() -> None:
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {URL, LEGACY, BATCH, "/v1/config/{service_name}"}
     event = document["paths"][URL]["post"]
-    expected = {"200", "400", "401", "405", "413", "415", "422", "429", "503"}
+    expected = {"200", "400", "401", "405", "408", "413", "415", "422", "429", "503"}
     assert set(event["responses"]) == expected
     assert event["responses"]["401"]["content"] == {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}

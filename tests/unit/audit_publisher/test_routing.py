@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit_publisher import codec, routing
-from audit_publisher.exceptions import InvalidEvent
+from audit_publisher.exceptions import AmbiguousHeader, InvalidEvent
 from audit_publisher.models import TopicRoute
 from audit_publisher.testing import make_event, make_record
 
@@ -100,11 +100,24 @@ def test_any_headers_make_a_record_or_a_reason(found: dict[str, str], site: str)
     assert all(len(value or b"") <= routing.MAX_HEADER_BYTES for _, value in record.headers)
 
 
+@pytest.mark.parametrize("twin", ["HTTP_WM_SITE.ID", "HTTP_WM.SITE_ID", "HTTP_WM.SITE.ID"])
+def test_two_spellings_of_one_header_are_refused(twin: str) -> None:
+    assert routing.http_headers({twin: "1"}) == {"wm-site-id": "1"}
+    with pytest.raises(AmbiguousHeader, match="wm-site-id"):
+        routing.http_headers({"HTTP_WM_SITE_ID": "1", twin: "1"})
+
+
+def test_who_sent_it_is_not_taken_from_a_header() -> None:
+    assert routing.http_headers({"HTTP_WM_CONSUMER_ID": "victim"}) == {}
+    found = routing.http_headers({"HTTP_WM_CONSUMER_ID": "victim"}, "sender")
+    assert found == {"wm-consumer-id": "sender"}
+
+
 @given(st.binary(max_size=300))
 def test_any_site_header_makes_text_or_a_reason(raw: bytes) -> None:
     try:
         found = routing.http_headers({"HTTP_WM_SITE_ID": raw.decode("latin-1")})
-    except InvalidEvent:
+    except (InvalidEvent, AmbiguousHeader):
         return
     assert not any(ord(character) < 32 for character in found.get("wm-site-id", ""))
 

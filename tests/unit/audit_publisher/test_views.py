@@ -123,6 +123,10 @@ def test_deep_nesting(api: Client) -> None:
         ("site_id", "x" * 257, "256"),
         ("site_id", "1704\x00", "control character"),
         ("consumer_id", "a\r\nb", "control character"),
+        ("consumer_id", "a\x85b", "control character"),
+        ("site_id", "\u202e4071", "control character"),
+        ("service_name", "a\u2066b", "control character"),
+        ("endpoint_name", "a\x9bb", "control character"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(api: Client, field: str, value: Any, reason: str) -> None:
@@ -317,6 +321,12 @@ def test_site_header_of_the_request(api: Client) -> None:
     event = make_event(site_id=None)
     assert post(api, URL, event, headers={"WM-Site-Id": "1704989474816248000"}).status_code == 200
     assert dict(stored()[0].headers)["wm-site-id"] == b"1704989474816248000"
+
+
+def test_a_site_header_that_came_twice(api: Client) -> None:
+    for twins in ({"HTTP_WM_SITE_ID": "1,2"}, {"HTTP_WM_SITE_ID": "1", "HTTP_WM_SITE.ID": "2"}):
+        assert "wm-site-id" in problem(post(api, URL, make_event(), **twins), 400)["detail"]
+    assert stored() == []
 
 
 def test_a_site_header_that_is_no_text(api: Client) -> None:
