@@ -1,4 +1,4 @@
-"""The bounded buffer in memory between the request threads and the background threads."""
+"""Events in memory: the bounded buffer behind the request threads, and what a thread took of it."""
 
 from __future__ import annotations
 
@@ -64,3 +64,83 @@ class Buffer:
                 self._bytes -= exchange.size
                 taken.append(exchange)
         return taken
+
+
+class Hand:
+    """What one background thread has taken out of the buffer and not yet found a place for.
+
+    Each exchange is in here until it is part of a line, and each line until it has a place, so
+    that at the end of the process whatever a thread was doing can be seen and taken over. Whoever
+    owned the hand learns from the return values that it does not any more.
+    """
+
+    def __init__(self) -> None:
+        #: Held by the owner while it works on what is in the hand.
+        self.at_work = threading.Lock()
+        self._lock = threading.Lock()
+        self._exchanges: deque[Exchange] = deque()
+        self._lines: list[str] = []
+        self._size = 0
+        self._closed = False
+
+    def take(self, buffer: Buffer, max_events: int) -> int:
+        """Take up to `max_events` from `buffer`; none while the hand is surrendered."""
+        with self._lock:
+            if self._closed:
+                return 0
+            taken = buffer.take(max_events)
+            self._exchanges.extend(taken)
+        return len(taken)
+
+    def next(self) -> Exchange | None:
+        """The exchange to encode next; it stays in the hand until :meth:`encoded`."""
+        with self._lock:
+            return self._exchanges[0] if self._exchanges else None
+
+    def encoded(self, exchange: Exchange, line: str | None, size: int = 0) -> bool:
+        """Replace `exchange` by its line, or by nothing; return whether it was still ours."""
+        with self._lock:
+            if not self._exchanges or self._exchanges[0] is not exchange:
+                return False
+            self._exchanges.popleft()
+            if line is not None:
+                self._lines.append(line)
+                self._size += size
+            return True
+
+    @property
+    def size(self) -> int:
+        """Bytes of the lines in the hand, as the broker gets them."""
+        return self._size
+
+    def lines(self) -> list[str]:
+        """The lines that want a place; they stay in the hand until :meth:`placed`."""
+        with self._lock:
+            return list(self._lines)
+
+    def placed(self) -> bool:
+        """The lines have a place; return whether they were still ours, and so ours to count."""
+        with self._lock:
+            ours = bool(self._lines)
+            self._lines, self._size = [], 0
+            return ours
+
+    def surrender(self) -> tuple[list[str], list[Exchange]]:
+        """Give up everything, lines and exchanges, and take no more until :meth:`reopen`."""
+        with self._lock:
+            given = self._lines, list(self._exchanges)
+            self._lines, self._size = [], 0
+            self._exchanges.clear()
+            self._closed = True
+            return given
+
+    def receive(self, lines: list[str], exchanges: list[Exchange]) -> None:
+        """Take over what another hand surrendered."""
+        with self._lock:
+            self._lines += lines
+            self._exchanges.extend(exchanges)
+
+    def reopen(self) -> None:
+        """Take from the buffer again."""
+        with self._lock:
+            self._closed = False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ class Broker:
 
     def __init__(self) -> None:
         self.batches: list[list[dict[str, Any]]] = []
+        self.payloads: list[str] = []
         self.tries = 0
         self.down = False
+        self.refuses = ""
         self.answering = threading.Event()
         self.answering.set()
         self.asked = threading.Event()
@@ -56,6 +58,9 @@ class Broker:
             raise ConnectionError("broker is down")
         events = [json.loads(line) for line in payload.split("\n")]
         assert len(events) == count
+        if self.refuses and any(event["path"] == self.refuses for event in events):
+            raise ValueError("the message is too large")
+        self.payloads.append(payload)
         self.batches.append(events)
 
     @property
@@ -80,7 +85,7 @@ def make(
 
     def make(**values: Any) -> Transport:
         made.append(Transport(broker, options(**values)))
-        made[-1].breaker = Breaker(first=0.02, longest=0.1)
+        made[-1].outbox.breaker = Breaker(first=0.02, longest=0.1)
         return made[-1]
 
     yield make
@@ -128,10 +133,42 @@ def test_batches_are_bounded_by_bytes(make: Any, broker: Broker) -> None:
     assert max(len(batch) for batch in broker.batches) == 2
 
 
+def test_batches_are_measured_as_the_broker_gets_them(make: Any, broker: Broker) -> None:
+    """A character may be six bytes in a message."""
+    from kombu.utils.json import dumps
+
+    transport = make(BATCH_BYTES=20_000)
+    with transport._sender_hand.at_work:
+        for _ in range(8):
+            transport.submit(exchange(body="語".encode() * 1200))
+    eventually(lambda: len(broker.events) == 8)
+    sizes = [len(dumps(payload)) for payload in broker.payloads]
+    assert max(len(batch) for batch in broker.batches) == 2
+    assert max(sizes) <= 20_000
+
+
+def test_a_message_that_the_broker_refuses_lets_others_pass(
+    make: Any, broker: Broker, counted: Counted
+) -> None:
+    transport = make(BATCH_SIZE=1)
+    broker.down = True
+    for name in ("/too-large", "/good"):
+        transport.submit(exchange(name))
+        eventually(lambda name=name: name in spooled(transport))
+    broker.refuses = "/too-large"
+    broker.down = False
+    eventually(lambda: broker.paths == ["/good"])
+    eventually(lambda: spooled(transport) == ["/too-large"])
+    # In the end it passes, too, if it can.
+    broker.refuses = ""
+    eventually(lambda: broker.paths == ["/good", "/too-large"], 20)
+
+
 def test_a_broker_that_is_down_costs_one_try_and_everything_is_replayed_in_order(
     make: Any, broker: Broker, counted: Counted
 ) -> None:
     transport = make()
+    transport.outbox.breaker = Breaker(first=0.3, longest=2)
     broker.down = True
     for n in range(20):
         transport.submit(exchange(f"/{n}"))
@@ -182,21 +219,32 @@ def test_a_broker_that_hangs_does_not_hold_up_the_buffer(
 
 
 def test_the_request_thread_waits_for_nothing(make: Any, broker: Broker) -> None:
-    """With the broker hanging, the buffer full and the spool's file locked."""
-    transport = make(BUFFER_SIZE=5)
+    """With the broker hanging, the buffer full, and everything held that a background thread holds.
+
+    So many that the least wait in each would add up to more than the deadline.
+    """
+    transport = make(BUFFER_SIZE=5, OVERFLOW="drop")
     transport.spool.append("other", [])
     broker.answering.clear()
     transport.submit(exchange())
     assert broker.asked.wait(5)
-    with transport.spool._write():
-        longest = 0.0
-        for _ in range(200):
-            made = exchange()
-            started = time.thread_time()
-            transport.submit(made)
-            longest = max(longest, time.thread_time() - started)
-        broker.answering.set()
-    assert longest < 0.05
+    made = [exchange() for _ in range(3000)]
+    requests = threading.Thread(target=lambda: [transport.submit(one) for one in made], daemon=True)
+    overflow = transport._overflow_hand
+    sender = transport._sender_hand
+    with (
+        transport.spool._write(),
+        overflow.at_work,
+        overflow._lock,
+        sender._lock,
+        metrics._export_lock,
+    ):
+        assert sender.at_work.locked()  # by the sender, which hangs in the broker
+        requests.start()
+        requests.join(30)
+        waits = requests.is_alive()
+    broker.answering.set()
+    assert not waits
 
 
 def test_a_full_buffer_counts_what_it_drops_and_the_log_says_so(
@@ -208,7 +256,7 @@ def test_a_full_buffer_counts_what_it_drops_and_the_log_says_so(
     assert broker.asked.wait(5)
     logged_by = set()
     caplog.handler.addFilter(lambda record: logged_by.add(record.thread) or True)
-    with transport._overflow_hands:  # the spool is busy, too
+    with transport._overflow_hand.at_work:  # the spool is busy, too
         for _ in range(20):
             transport.submit(exchange())
         transport.buffer.take(4)
@@ -252,7 +300,7 @@ def test_a_spool_that_cannot_be_written_is_counted(
     transport.submit(exchange())
     eventually(lambda: counted(metrics.rejected, reason="spool_unavailable") == 1)
     broker.down = False
-    eventually(lambda: transport.breaker.allows)
+    eventually(lambda: transport.outbox.breaker.allows)
     transport.submit(exchange("/after"))
     eventually(lambda: broker.paths == ["/after"])
 
@@ -268,7 +316,7 @@ def test_a_spool_that_breaks_while_it_is_replayed_stops_nothing(
         Path(f"{transport.spool.path}{suffix}").unlink(missing_ok=True)
     transport.spool.path.write_bytes(b"no database" * 100)
     broker.down = False
-    eventually(lambda: transport.breaker.allows)
+    eventually(lambda: transport.outbox.breaker.allows)
     for n in range(3):
         transport.submit(exchange(f"/{n}"))
         eventually(lambda n=n: f"/{n}" in broker.paths)
@@ -280,7 +328,7 @@ def test_an_event_that_cannot_be_built_costs_itself_alone(
     transport = make()
     broken = exchange()
     broken.started = None  # type: ignore[assignment]
-    with transport._sender_hands:
+    with transport._sender_hand.at_work:
         transport.submit(broken)
         transport.submit(exchange("/good"))
     eventually(lambda: broker.paths == ["/good"])
@@ -316,7 +364,7 @@ def test_flush_spools_what_a_hanging_broker_holds(
     make: Any, broker: Broker, counted: Counted
 ) -> None:
     transport = make(SHUTDOWN_SECONDS=0.2, BATCH_SIZE=2)
-    with transport._sender_hands:
+    with transport._sender_hand.at_work:
         for n in range(2):
             transport.submit(exchange(f"/{n}"))
         broker.answering.clear()
@@ -386,8 +434,6 @@ def test_a_real_process_that_forks_and_ends_loses_and_doubles_nothing(tmp_path: 
     events = []
     for record in queue.read("audit_logging", 0):
         message = json.loads(record.value)
-        import base64
-
         payload = json.loads(base64.b64decode(message["body"]))[0][0]
         events += [json.loads(line) for line in payload.split("\n")]
     expected = [f"/{name}-{n}" for name in ("parent", "child", "late") for n in range(5)]
@@ -402,6 +448,82 @@ def test_a_real_process_that_forks_and_ends_loses_and_doubles_nothing(tmp_path: 
     ]
 
 
+EXITS = """
+import atexit, json, sys, time
+from django.conf import settings
+settings.configure(
+    SECRET_KEY="x", ALLOWED_HOSTS=["*"], INSTALLED_APPS=["audit_logging"],
+    AUDIT_LOGGING={"SERVICE_NAME": "shop", "DATA_DIR": sys.argv[1], "FLAGS_SOURCE": "settings",
+                   "SHUTDOWN_SECONDS": float(sys.argv[2]), "BUFFER_BYTES": 64 << 20},
+)
+import django
+django.setup()
+from django.test import RequestFactory
+from audit_logging import metrics
+from audit_logging.capture import Exchange
+from audit_logging.policy import Decision
+from audit_logging.transport import get_transport
+
+def say():
+    print(json.dumps({
+        "rejected": {key[0]: value for key, value in metrics.rejected._values.items()},
+        "queued": metrics.queued.value(), "spooled": metrics.spooled.value(),
+    }))
+
+atexit.register(say)  # before the transport's, so that it comes after
+transport = get_transport()
+body = json.dumps([{"name": f"item {n}", "note": "x y z " * 40} for n in range(2000)]).encode()
+for n in range(30):
+    decision = Decision(response_body=True, max_body_bytes=1 << 20)
+    made = Exchange(RequestFactory().get(f"/{n}"), decision)
+    made.status, made.response_type, made.response_body = 200, "application/json", body
+    made.response_size = len(body)
+    transport.submit(made)
+transport._sender.wake()
+time.sleep(float(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(0, 0.3), (0.4, 0.3), (30, 0)])
+def test_a_process_that_ends_while_events_are_encoded_counts_each(
+    tmp_path: Path, seconds: float, after: float
+) -> None:
+    """Each of the 30 is in one place, or counted as lost."""
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    environ.pop("DJANGO_SETTINGS_MODULE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", EXITS, str(tmp_path), str(seconds), str(after)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    lost = said["rejected"].get("shutdown", 0)
+    assert set(said["rejected"]) <= {"shutdown"}
+    assert said["queued"] + said["spooled"] + lost == 30
+    if seconds == 30:
+        assert lost == 0
+    if seconds == 0:
+        assert lost > 0
+    # The counters tell the truth.
+    broker = DurableQueue(tmp_path / "broker.sqlite3").read("audit_logging", 0, max_bytes=1 << 30)
+    sent = [json.loads(base64.b64decode(json.loads(r.value)["body"]))[0][1] for r in broker]
+    assert sum(sent) >= said["queued"]
+    kept = DurableQueue(tmp_path / "capture-spool.sqlite3").read(STREAM, 0, max_bytes=1 << 30)
+    ids = {
+        json.loads(line)["seq"]
+        for payload in [
+            *(json.loads(base64.b64decode(json.loads(r.value)["body"]))[0][0] for r in broker),
+            *(r.value.decode() for r in kept),
+        ]
+        for line in payload.split("\n")
+    }
+    assert len(ids) >= said["queued"] + said["spooled"]
+
+
 @pytest.mark.parametrize("hooks", [True, False])
 def test_a_forked_child_starts_empty(
     hooks: bool, make: Any, broker: Broker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -409,7 +531,8 @@ def test_a_forked_child_starts_empty(
     transport = make()
     if not hooks:
         monkeypatch.setattr("audit_logging.transport._instances", [])
-    with transport._sender_hands, transport._build_lock, transport.buffer._lock:
+    hand = transport._sender_hand
+    with hand.at_work, hand._lock, transport.buffer._lock:
         child = os.fork()
         if child == 0:
             status = 1

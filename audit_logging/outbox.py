@@ -1,0 +1,149 @@
+"""Outbox: where a batch goes, to the broker or else to the local spool; and the replay."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
+
+from . import metrics
+from .breaker import Breaker
+from .conf import LoggingSettings
+from .exceptions import SpoolError, SpoolFull
+from .spool import DurableQueue, Record, StoredRecord
+
+logger = logging.getLogger(__name__)
+
+#: The stream of the capture spool: one record is one batch of events, as it goes to Celery.
+STREAM = "capture"
+EVENTS_HEADER = "events"
+
+IDLE = 1.0
+_WARN_EVERY = 10.0
+#: After so many tries a batch of the spool lets others pass: it may be itself what the broker
+#: does not take, for its size. Before that the broker is likely down, and order worth keeping.
+_PATIENCE = 5
+_LONGEST_DELAY = 300.0
+
+#: Sends one batch, lines of JSON, to the broker; raises when it is not accepted.
+Send = Callable[[str, int], None]
+#: What became of a batch: the counter of its place, and the labels.
+Outcome = tuple[metrics.Counter, dict[str, str]]
+
+
+def wire_size(line: str) -> int:
+    """Bytes of `line` in a message: kombu writes it as a JSON string in ASCII.
+
+    Redis and the durable broker carry messages in base64, which adds a third.
+    """
+    # The quotes around it are as long as the escaped line end that joins it to the next.
+    return len(encode_basestring_ascii(line))
+
+
+class Outbox:
+    """One process's way out for batches.
+
+    :param send: hands a batch to the broker; raises on failure.
+    """
+
+    def __init__(self, send: Send, options: LoggingSettings) -> None:
+        self._send = send
+        self._options = options
+        self.spool = DurableQueue(
+            options.DATA_DIR / "capture-spool.sqlite3", max_bytes=options.SPOOL_MAX_BYTES
+        )
+        self._warned: dict[str, float] = {}
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Forget what a parent process knew of the broker."""
+        self.breaker = Breaker()
+        #: Since when (monotonic) a batch has been on its way to the broker.
+        self.sending_since: float | None = None
+        self._replay_at = 0.0
+
+    def dispatch(self, payload: str, count: int) -> Outcome:
+        """Send a batch to the broker; spool it if that does not take it."""
+        if self.breaker.allows and self._try_send(payload, count):
+            return metrics.queued, {}
+        return self.keep(payload, count, "broker_down")
+
+    def keep(self, payload: str, count: int, reason: str) -> Outcome:
+        """Spool a batch, if it may be."""
+        if self._options.OVERFLOW == "drop":
+            return metrics.rejected, {"reason": "overflow_drop"}
+        record = Record(payload.encode(), headers=((EVENTS_HEADER, str(count).encode()),))
+        try:
+            self.spool.append(STREAM, [record])
+        except SpoolError as error:
+            self.warn("%s events are LOST: %s", count, error)
+            lost = "spool_full" if isinstance(error, SpoolFull) else "spool_unavailable"
+            return metrics.rejected, {"reason": lost}
+        self._measure()
+        return metrics.spooled, {"reason": reason}
+
+    def replay(self) -> float:
+        """Send what lies in the spool; return how long to wait for more to do."""
+        now = time.monotonic()
+        if now < self._replay_at:
+            return min(IDLE, self._replay_at - now)
+        if not self.breaker.allows:
+            return IDLE
+        # Nothing was ever spooled on this host: leave the disk alone.
+        if not self.spool.path.exists():
+            self._replay_at = now + IDLE
+            return IDLE
+        try:
+            records = self.spool.lease(
+                STREAM, seconds=60.0, owner=f"{os.getpid()}", max_records=1, max_bytes=64 << 20
+            )
+            if not records:
+                self._replay_at = now + IDLE
+                return IDLE
+            return self._replay_one(records[0])
+        except SpoolError as error:
+            # Sent and not settled: it is sent again later, and the lake has each event once.
+            self.warn("the spool cannot be replayed: %s", error)
+            self._replay_at = now + IDLE
+            return IDLE
+
+    def _replay_one(self, record: StoredRecord) -> float:
+        count = int(dict(record.headers).get(EVENTS_HEADER) or b"1")
+        if not self._try_send(record.value.decode(), count):
+            excess = record.attempts - _PATIENCE
+            delay = min(_LONGEST_DELAY, 2.0 ** min(excess, 16)) if excess >= 0 else 0.0
+            self.spool.release(STREAM, [record], delay)
+            return IDLE
+        if self.spool.settle(STREAM, [record]):
+            metrics.replayed.inc(count, spool="capture")
+        self._measure()
+        return 0.0
+
+    def _try_send(self, payload: str, count: int) -> bool:
+        self.sending_since = time.monotonic()
+        try:
+            self._send(payload, count)
+        except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
+            self.breaker.failed()
+            self.warn("the Celery broker does not take events; they are spooled: %s", error)
+            return False
+        finally:
+            self.sending_since = None
+        self.breaker.succeeded()
+        return True
+
+    def _measure(self) -> None:
+        try:
+            metrics.spool_bytes.set(self.spool.used_bytes(), spool="capture")
+        except SpoolError:
+            # The next write says what is wrong with it.
+            pass
+
+    def warn(self, message: str, *args: object) -> None:
+        """Log a warning, each kind once in a while."""
+        now = time.monotonic()
+        if now - self._warned.get(message, -_WARN_EVERY) >= _WARN_EVERY:
+            self._warned[message] = now
+            logger.warning(message, *args)
