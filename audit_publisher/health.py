@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -13,6 +14,8 @@ from .conf import conf
 from .exceptions import RegistryError
 from .problems import answer
 from .publish import get_publisher
+
+logger = logging.getLogger(__name__)
 
 _started = False
 
@@ -26,7 +29,7 @@ def live(request: HttpRequest) -> HttpResponse:
 @require_safe
 def ready(request: HttpRequest) -> HttpResponse:
     """Some durable place takes events, and nothing is configured wrongly."""
-    report = readiness()
+    report = _report()
     return answer(report, 200 if report["status"] != "failing" else 503)
 
 
@@ -35,13 +38,26 @@ def startup(request: HttpRequest) -> HttpResponse:
     """As `ready`, until that has been true once."""
     global _started
     if not _started:
-        report = readiness()
+        report = _report()
         # Stricter than `ready`: a topic that is not there is a mistake found before traffic.
         _started = report["status"] != "failing" and not any(
             region["missing_topics"] for region in report["regions"].values()
         )
         return answer(report, 200 if _started else 503)
     return answer({"status": "ok"})
+
+
+def _report() -> dict[str, Any]:
+    """What :func:`readiness` says; a probe's answer is never an error of its own."""
+    try:
+        return readiness()
+    except Exception as error:
+        logger.exception("The publisher cannot say whether it is ready.")
+        return {
+            "status": "failing",
+            "problems": [f"{type(error).__name__}; the publisher's log says more."],
+            "regions": {},
+        }
 
 
 def readiness() -> dict[str, Any]:

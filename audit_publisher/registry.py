@@ -12,9 +12,11 @@ import os
 import secrets
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from .compatibility import backward_problems
@@ -113,7 +115,7 @@ class ConfluentRegistry(Registry):
 
     :param url: base address, under which ``/subjects`` and ``/schemas`` lie.
     :param cache: folder that keeps what was learned.
-    :param credentials: ``user:password``, or "".
+    :param credentials: returns ``user:password``, or ""; called when a connection is needed.
     :param ca_file: certificate authority, or None for the public ones.
     :param timeout: seconds for one request.
     """
@@ -123,7 +125,7 @@ class ConfluentRegistry(Registry):
         url: str,
         cache: str | Path,
         *,
-        credentials: str = "",
+        credentials: Callable[[], str] = str,
         ca_file: str | Path | None = None,
         timeout: float = 2.0,
     ) -> None:
@@ -179,8 +181,8 @@ class ConfluentRegistry(Registry):
 
         if self._pool is None or self._pid != os.getpid():
             headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
-            if self._credentials:
-                headers |= urllib3.make_headers(basic_auth=self._credentials)
+            if credentials := self._credentials():
+                headers |= urllib3.make_headers(basic_auth=credentials)
             options: dict[str, Any] = {"ca_certs": str(self._ca_file)} if self._ca_file else {}
             self._pool = urllib3.PoolManager(
                 headers=headers,
@@ -235,19 +237,36 @@ def get_registry() -> Registry:
 
 
 def open_registry() -> Registry:
-    """Return a new registry, as configured."""
+    """Return a new registry, as configured.
+
+    :raises RegistryUnavailable: a file that the settings name is gone.
+    """
     if not conf.REGISTRY_URL:
         return FolderRegistry(conf.DATA_DIR / "schemas")
-    credentials = ""
-    if conf.REGISTRY_CREDENTIALS_FILE is not None:
-        credentials = conf.REGISTRY_CREDENTIALS_FILE.read_text().strip()
+    try:
+        ca_file = conf.REGISTRY_CA_FILE
+    except ImproperlyConfigured as error:
+        raise RegistryUnavailable(str(error)) from error
     return ConfluentRegistry(
         conf.REGISTRY_URL,
         conf.DATA_DIR / "schemas",
-        credentials=credentials,
-        ca_file=conf.REGISTRY_CA_FILE,
+        credentials=_credentials,
+        ca_file=ca_file,
         timeout=conf.REGISTRY_TIMEOUT,
     )
+
+
+def _credentials() -> str:
+    # Looked at again with each try: a mounted secret may be late, or be exchanged.
+    try:
+        path = conf.REGISTRY_CREDENTIALS_FILE
+        return "" if path is None else path.read_text().strip()
+    except ImproperlyConfigured as error:
+        raise RegistryUnavailable(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RegistryUnavailable(
+            f"AUDIT_PUBLISHER_REGISTRY_CREDENTIALS_FILE cannot be read: {error}"
+        ) from error
 
 
 def _canonical(schema_text: str) -> str:

@@ -9,9 +9,12 @@ import pytest
 from django.test import Client
 
 from audit_publisher import eventlog, health, publish, routing
+from audit_publisher.conf import conf
 from audit_publisher.eventlog.local import LocalEventLog
 from audit_publisher.models import TopicRoute
-from tests.unit.audit_publisher.conftest import Configure
+from audit_publisher.testing import make_event
+from tests.unit.audit_publisher.conftest import URL, Configure
+from tests.unit.audit_publisher.test_views import post
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +126,47 @@ def test_a_registry_that_never_answered(api: Client, configure: Configure) -> No
     response = api.get("/health/ready")
     assert response.status_code == 503
     assert "AUDIT_PUBLISHER_REGISTRY_URL" in response.json()["problems"][0]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+@pytest.mark.parametrize("known", [False, True])
+def test_credentials_that_cannot_be_read(
+    api: Client,
+    configure: Configure,
+    tmp_path: Path,
+    content: bytes | None,
+    known: bool,
+) -> None:
+    path = tmp_path / "credentials"
+    path.write_text("user:password")
+    configure(
+        REGISTRY_URL="http://127.0.0.1:1", REGISTRY_TIMEOUT=0.2, REGISTRY_CREDENTIALS_FILE=path
+    )
+    if known:
+        # Read before it went away, as by a process that is older.
+        assert path == conf.REGISTRY_CREDENTIALS_FILE
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    look()
+    for probe in ("ready", "startup"):
+        response = api.get(f"/health/{probe}")
+        assert response.status_code == 503
+        assert "REGISTRY_CREDENTIALS_FILE" in response.json()["problems"][0]
+    assert api.get("/health/live").status_code == 200
+    response = post(api, URL, make_event())
+    assert (response.status_code, response.json()["retryable"]) == (503, True)
+
+
+def test_a_probe_is_never_an_error_itself(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(routing, "topics", fail)
+    for probe in ("ready", "startup"):
+        response = api.get(f"/health/{probe}")
+        assert (response.status_code, response.json()["status"]) == (503, "failing")
+        assert "secret" not in response.content.decode()
 
 
 def test_metrics(api: Client, configure: Configure) -> None:
