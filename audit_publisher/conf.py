@@ -132,6 +132,22 @@ class PublisherSettings(AppSettings):
         minimum=1000,
     )
 
+    MAX_EVENT_AGE_DAYS: float = option(
+        30,
+        "How long ago the request of an event may have been. The lake has a folder for each day, "
+        "so that odd times would make any number of files.",
+        unit="days",
+        minimum=1,
+        maximum=36_500,
+    )
+    MAX_EVENT_AHEAD_DAYS: float = option(
+        1,
+        "How far ahead of our clock the request of an event may be.",
+        unit="days",
+        minimum=0.01,
+        maximum=36_500,
+    )
+
     # -- schemas --
     REGISTRY_URL: str = option(
         "",

@@ -23,10 +23,12 @@ from .exceptions import (
 )
 from .problems import Problem
 from .publish import Outcome, get_publisher
-from .serializers import parse_event, request_id_of
+from .serializers import micros, parse_event, request_id_of
 
 #: Seconds after which a sender should try again.
 RETRY_AFTER = 5
+#: Microseconds of a day.
+_DAY = 86_400_000_000
 
 
 class TooLarge(InvalidEvent):
@@ -39,6 +41,10 @@ class NotJson(InvalidEvent):
 
 class NotAllowed(InvalidEvent):
     """The sender may not publish for this service."""
+
+
+class OddTime(InvalidEvent):
+    """The event's time is too long ago, or too far ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +97,19 @@ def _prepare(
         raise NotJson("", str(error)) from error
     if not sender.may_publish_for(event.service_name):
         raise NotAllowed("service_name", "this consumer may not publish for this service")
+    _check_age(event.request_ts, now)
     topic, record = routing.to_record(event, http, now)
     return str(event.request_id), topic, record
+
+
+def _check_age(request_ts: int | float, now: int) -> None:
+    age = (now - micros(request_ts)) / _DAY
+    if age > conf.MAX_EVENT_AGE_DAYS:
+        allowed = f"{conf.MAX_EVENT_AGE_DAYS:g} days are allowed"
+        raise OddTime("request_ts", f"it is {age:,.1f} days ago; {allowed}")
+    if -age > conf.MAX_EVENT_AHEAD_DAYS:
+        allowed = f"{conf.MAX_EVENT_AHEAD_DAYS:g} are allowed. Set the sender's clock"
+        raise OddTime("request_ts", f"it is {-age:,.1f} days ahead; {allowed}")
 
 
 def _reason(error: PublisherError) -> str:
@@ -102,6 +119,8 @@ def _reason(error: PublisherError) -> str:
         return "not_json"
     if isinstance(error, NotAllowed):
         return "service_not_allowed"
+    if isinstance(error, OddTime):
+        return "odd_time"
     return "no_schema" if isinstance(error, RegistryError) else "invalid"
 
 

@@ -26,7 +26,8 @@ SPOOLED = Counter(
 REJECTED = Counter(
     "audit_publisher_events_rejected_total",
     "Events not taken: invalid, not_json, too_large, service_not_allowed or refused_by_log (the "
-    "sender must change; its log names the field), no_storage (spool full or its disk failed: "
+    "sender must change; its log names the field), odd_time (set the sender's clock, or raise "
+    "MAX_EVENT_AGE_DAYS), no_storage (spool full or its disk failed: "
     "raise SPOOL_MAX_BYTES or bring a region back), backpressure (add publishers), "
     "no_schema (the registry has to answer once).",
     ["reason"],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from typing import Any
 
 import pytest
 from django.test import Client
+from prometheus_client import REGISTRY
 
 from audit_publisher import codec, eventlog, publish
 from audit_publisher.eventlog import Receipt
@@ -159,12 +161,45 @@ def test_a_field_that_is_missing_is_named(api: Client, field: str) -> None:
 def test_only_what_is_required(api: Client) -> None:
     full = make_event(method="post", endpoint_name="/iac/v1/inventory")
     names = ("request_id", "service_name", "endpoint_name", "path", "method", "response_code")
-    event = {name: full[name] for name in names} | {"request_ts": 1790000000, "response_ts": 1}
+    event = {name: full[name] for name in names} | {
+        "request_ts": int(time.time()),
+        "response_ts": 1,
+    }
     assert post(api, URL, event | {"something": {"new": [1]}}).status_code == 200
     decoded = codec.decode(stored()[0].value)
     assert (decoded["outcome"], decoded["headers"]) == ("completed", {})
     assert decoded["request_body_state"] == "full"
     assert (decoded["method"], decoded["endpoint_name"]) == ("POST", "iac/v1/inventory")
+
+
+def odd_times() -> float:
+    labels = {"reason": "odd_time"}
+    return REGISTRY.get_sample_value("audit_publisher_events_rejected_total", labels) or 0.0
+
+
+@pytest.mark.parametrize(
+    ("days", "reason"), [(-31, "30 days are allowed"), (-20_000, "ago"), (2, "ahead")]
+)
+def test_an_event_of_another_time_is_refused(api: Client, days: float, reason: str) -> None:
+    before = odd_times()
+    odd = make_event(request_ts=time.time() + days * 86400)
+    error = problem(post(api, URL, odd), 422)["error"]
+    assert error["field"] == "request_ts"
+    assert reason in error["reason"]
+    items = post(api, BATCH, [odd, make_event()]).json()["items"]
+    assert [item["status"] for item in items] == ["rejected", "published"]
+    assert items[0]["retryable"] is False
+    assert odd_times() == before + 2
+
+
+def test_how_old_an_event_may_be_is_an_option(api: Client, configure: Configure) -> None:
+    for days in (-29, 0.9):
+        event = make_event(request_ts=time.time() + days * 86400)
+        assert post(api, URL, event).status_code == 200
+    configure(MAX_EVENT_AGE_DAYS=100, MAX_EVENT_AHEAD_DAYS=10)
+    for days in (-99, 9):
+        event = make_event(request_ts=time.time() + days * 86400)
+        assert post(api, URL, event).status_code == 200
 
 
 def test_null_is_the_default(api: Client) -> None:
