@@ -21,7 +21,7 @@ class SinkError(Exception):
 
 
 class Retry(SinkError):
-    """The range could not be finished now; nothing is lost, the same range is tried again."""
+    """The range could not be finished now; the same range is tried again."""
 
 
 class BucketError(Retry):

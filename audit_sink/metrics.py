@@ -57,8 +57,8 @@ LAG = Gauge(
 )
 STALLED = Gauge(
     "audit_sink_lane_stalled",
-    "1 while a lane has failed RETRIES times in a row. Nothing is lost; fix what the site's last "
-    "error says, then resume the site in admin.",
+    "1 while a lane has failed RETRIES times in a row. Its records wait in the event log, whose "
+    "retention goes on; fix what the site's last error says, then resume the site in admin.",
     LANE,
     multiprocess_mode="mostrecent",
 )

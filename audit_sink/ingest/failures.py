@@ -12,7 +12,7 @@ from audit_publisher.exceptions import PublisherError
 
 from .. import metrics
 from ..conf import conf
-from ..exceptions import ClaimLost, SinkError
+from ..exceptions import ClaimLost, RangeUnavailable, SinkError
 from ..models import Lane, Site
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,15 @@ def record_failure(lane: Lane, error: Exception, clock: Callable[[], float]) -> 
     wait = conf.STALLED_RETRY_SECONDS if stalled else conf.RETRY_SECONDS
     when = datetime.fromtimestamp(now, UTC)
     level = logging.ERROR if stalled else logging.WARNING
+    gone = isinstance(error, RangeUnavailable)
+    reassurance = "The lane stands still" if gone else "Nothing is lost"
     logger.log(
         level,
-        "%s: %s: %s. Nothing is lost; the range is tried again in %g s.",
+        "%s: %s: %s. %s; the range is tried again in %g s.",
         lane,
         f"{failures} failures in a row" if failures > 1 else "first failure",
-        line,
+        line.rstrip("."),
+        reassurance,
         wait,
         exc_info=None if isinstance(error, (PublisherError, SinkError)) else error,
     )

@@ -12,53 +12,87 @@ from audit_publisher.eventlog import get_region
 
 from .. import metrics
 from ..exceptions import RangeUnavailable
-from ..models import Batch, Lane
+from ..models import Batch, DeadLetter, Lane, SeenRequest
 from . import Clock
-from .claims import last_batch
+from .claims import last_batch, take_over
 
 #: Empty batches are merged when they are this old; until then people may want to see them.
 _MERGE_AFTER = timedelta(days=1)
+
+#: Owner of a batch that no worker made.
+_ADMIN = "admin"
 
 
 def accept_lost(lane: Lane, *, clock: Clock = time.time) -> int:
     """Go on at the oldest record kept, though records before it were never stored.
 
-    The ledger keeps the missing range, as a batch of its own with its number of lost offsets.
+    The ledger keeps the missing range, as a batch of its own with its number of lost offsets. A
+    claimed range that was begun and is gone becomes that batch; what is left of it is read anew.
 
     :returns: offsets that are lost; 0 when the log still holds what comes next.
-    :raises RangeUnavailable: a claimed range is affected, or the log was made anew.
+    :raises RangeUnavailable: a worker is at it, or the log was made anew.
     """
+    now = clock()
     low, high = get_region(lane.region).watermarks(lane.topic, lane.partition)
     last = last_batch(lane)
-    start = last.end_offset if last is not None else lane.start_offset
-    if start > high:
+    reached = last.end_offset if last is not None else lane.start_offset
+    if reached > high:
         raise RangeUnavailable(
-            f"{lane}: the log ends at {high}, before offset {start}: the topic was made anew. "
+            f"{lane}: the log ends at {high}, before offset {reached}: the topic was made anew. "
             f"Route events to a topic of another name."
         )
-    if last is not None and last.state != Batch.State.DONE:
-        raise RangeUnavailable(f"{last} is claimed and not done; it must be finished first.")
+    begun = last if last is not None and last.state != Batch.State.DONE else None
+    start = begun.start_offset if begun is not None else reached
     if low <= start:
         return 0
-    now = datetime.fromtimestamp(clock(), UTC)
     with transaction.atomic():
-        # The unique constraint keeps out a worker that claims from the same offset.
-        Batch.objects.create(
-            sink=lane.sink,
-            region=lane.region,
-            topic=lane.topic,
-            partition=lane.partition,
-            start_offset=start,
-            end_offset=low,
-            state=Batch.State.DONE,
-            lost=low - start,
-            owner="admin",
-            claimed_at=now,
-            done_at=now,
-        )
+        if begun is not None:
+            _give_up(begun, low, now)
+        else:
+            # The unique constraint keeps out a worker that claims from the same offset.
+            Batch.objects.create(
+                sink=lane.sink,
+                region=lane.region,
+                topic=lane.topic,
+                partition=lane.partition,
+                start_offset=start,
+                end_offset=low,
+                state=Batch.State.DONE,
+                lost=low - start,
+                owner=_ADMIN,
+                claimed_at=_when(now),
+                done_at=_when(now),
+            )
         Lane.objects.filter(pk=lane.pk).update(next_offset=low, failures=0, due_at=0)
     metrics.LOST.labels(*lane.key).inc(low - start)
     return low - start
+
+
+def _give_up(batch: Batch, low: int, now: float) -> None:
+    """Turn an unfinished claim into the record of what is lost up to `low`."""
+    mine = take_over(batch, owner=_ADMIN, now=now)
+    if mine is None:
+        raise RangeUnavailable(
+            f"{batch} is claimed by a worker that may be at it. Try again when its claim has run "
+            f"out, at {_when(batch.lease_expires):%H:%M:%S} UTC."
+        )
+    # Its ids are free again: what comes once more, or from the other region, is stored. Nothing
+    # can be done for a duplicate that was left out already.
+    SeenRequest.objects.filter(batch=mine).delete()
+    # Nobody knows whether they were handed over; those that the log still holds are found again.
+    DeadLetter.objects.filter(batch=mine).delete()
+    Batch.objects.filter(pk=mine.pk).update(
+        state=Batch.State.DONE,
+        end_offset=low,
+        read=0,
+        taken=0,
+        lost=low - mine.start_offset,
+        done_at=_when(now),
+    )
+
+
+def _when(now: float) -> datetime:
+    return datetime.fromtimestamp(now, UTC)
 
 
 def merge_idle(*, clock: Clock = time.time) -> int:
@@ -67,7 +101,7 @@ def merge_idle(*, clock: Clock = time.time) -> int:
     A site with little traffic reads past the others' records every few seconds; a year of that
     would be millions of rows. The newest batch of a lane is left alone: a worker may build on it.
     """
-    cutoff = datetime.fromtimestamp(clock(), UTC) - _MERGE_AFTER
+    cutoff = _when(clock()) - _MERGE_AFTER
     removed = 0
     for lane in Lane.objects.all():
         newest = last_batch(lane)

@@ -14,6 +14,7 @@ from audit_publisher.exceptions import RegionUnavailable
 from audit_sink.exceptions import RangeUnavailable
 from audit_sink.failpoints import armed
 from audit_sink.ingest.run import ingest, ingest_all
+from audit_sink.ingest.schedule import lanes
 from audit_sink.ingest.upkeep import accept_lost, merge_idle
 from audit_sink.lake.ledger import ledger_problems
 from audit_sink.models import UNROUTABLE, Batch, DeadLetter, LakeFile, Lane, SeenRequest, Site
@@ -358,6 +359,55 @@ def test_records_that_retention_took_are_reported_not_skipped(world: World, us: 
     assert len(world.ids()) == 15
     assert sum(Batch.objects.filter(sink="US").values_list("lost", flat=True)) == 5
     assert ledger_problems() == []
+
+
+@pytest.mark.parametrize("gone", [4, 10, 14])
+def test_a_claimed_range_that_retention_took_is_given_up(
+    world: World, us: Site, caplog: pytest.LogCaptureFixture, gone: int
+) -> None:
+    """Killed before its end, and retention passed in part, exactly, or further on."""
+    records = world.publish(*(world.event() for _ in range(10)))
+    bad = Record(records[0].value[:40], records[0].key, records[0].headers, records[0].timestamp)
+    world.append([bad])
+    with armed("after_dead_letter"):
+        ingest_one(world)
+    assert DeadLetter.objects.count() == 1
+    # Others came meanwhile; some of them are copies that the claim's ids would shut out.
+    world.append([*records, *records[:3]])
+    get_region("primary")._queue.trim(f"{world.topic}/0", gone)  # type: ignore[attr-defined]
+    assert f"offsets 0 to {gone} are gone" in ingest_one(world)
+    assert "Nothing is lost" not in caplog.messages[-1]
+    assert accept_lost(world.lane("US"), clock=world.clock) == gone
+    assert ingest_one(world) == ""
+    us.refresh_from_db()
+    assert us.last_error == ""
+    lost = Batch.objects.get(sink="US", start_offset=0)
+    assert (lost.state, lost.end_offset, lost.lost) == ("done", gone, gone)
+    assert len(world.ids("US")) == 10
+    assert [letter.offset for letter in DeadLetter.objects.all()] == ([10] if gone <= 10 else [])
+    assert ledger_problems() == []
+    assert accept_lost(world.lane("US"), clock=world.clock) == 0
+
+
+def test_a_claim_that_a_worker_may_be_at_is_not_given_up(world: World) -> None:
+    world.publish(*(world.event() for _ in range(10)))
+    with armed("after_claim"):
+        ingest_one(world)
+    Batch.objects.update(lease_expires=world.clock.now + 60)
+    # Nothing is gone: there is nothing to accept.
+    assert accept_lost(world.lane("US"), clock=world.clock) == 0
+    get_region("primary")._queue.trim(f"{world.topic}/0", 5)  # type: ignore[attr-defined]
+    with pytest.raises(RangeUnavailable, match=r"Try again when .* at 08:01:00 UTC"):
+        accept_lost(world.lane("US"), clock=world.clock)
+    assert Batch.objects.get().state == "claimed"
+    world.clock.advance(60)
+    assert accept_lost(world.lane("US"), clock=world.clock) == 5
+
+
+def ingest_one(world: World) -> str:
+    """Bring the US lane of the first partition forward; return its failure."""
+    list(lanes())
+    return ingest(world.lane("US"), clock=world.clock, flush=True).error
 
 
 def test_a_log_that_was_made_anew_is_reported(world: World) -> None:
