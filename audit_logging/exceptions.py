@@ -5,7 +5,8 @@ AuditLoggingError
 │   ├── SpoolFull            count the records as dropped, or refuse them
 │   └── SpoolUnavailable     the disk failed: same, and try again later
 └── DeliveryError
-    ├── RetryLater           keep the batch and send it again
+    ├── RetryLater           the publisher is away: keep the batch and send it again
+    ├── Declined             this batch is not taken: let others pass, and try it again later
     └── DeliveryRefused      sending it again cannot help: dead-letter it
 """
 
@@ -41,6 +42,18 @@ class RetryLater(DeliveryError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Declined(DeliveryError):
+    """The publisher, or something before it, answered, but neither took this batch nor refused it.
+
+    :ivar by_content: whether what the batch holds may be the reason. Never so for an answer that
+        asks who we are, nor for one that is not understood.
+    """
+
+    def __init__(self, message: str, *, by_content: bool = False) -> None:
+        super().__init__(message)
+        self.by_content = by_content
 
 
 class DeliveryRefused(DeliveryError):

@@ -223,7 +223,9 @@ dead_lettered = Counter(
 )
 delivery_failures = Counter(
     "audit_log_delivery_failures_total",
-    "Deliveries that did not get through, by reason. They are tried again from the spool.",
+    "Deliveries that did not get through, by reason: unavailable (the publisher is away or busy), "
+    "declined (it answers, but does not take this batch: the worker's log has the status). All are "
+    "tried again from the spool; what stays declined for an hour goes to the dead letters.",
     ("reason",),
 )
 internal_errors = Counter(

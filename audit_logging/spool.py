@@ -326,14 +326,28 @@ class DurableQueue:
             )
         return removed
 
-    def release(self, stream: str, records: Iterable[StoredRecord], delay: float = 0.0) -> None:
-        """Give leased records back, to be handed out again after `delay` seconds."""
+    def release(
+        self,
+        stream: str,
+        records: Iterable[StoredRecord],
+        delay: float = 0.0,
+        *,
+        tried: bool = True,
+    ) -> None:
+        """Give leased records back, to be handed out again after `delay` seconds.
+
+        :param tried: whether the lease counts as one of the record's `attempts`; not when its
+            owner could do nothing with any record.
+        """
         until = self._clock() + delay if delay else 0.0
         with self._write() as connection:
             connection.executemany(
-                "UPDATE record SET leased_until = ?, lease = NULL"
+                "UPDATE record SET leased_until = ?, lease = NULL, attempts = attempts - ?"
                 " WHERE stream = ? AND offset = ? AND lease IS ?",
-                [(until, stream, record.offset, record.lease) for record in records],
+                [
+                    (until, 0 if tried else 1, stream, record.offset, record.lease)
+                    for record in records
+                ],
             )
 
     # -- looking --------------------------------------------------------------------------

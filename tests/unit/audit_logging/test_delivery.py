@@ -175,27 +175,12 @@ def test_each_event_by_its_own_answer(make: Any, script: Script, counted: Counte
         (429, {"Retry-After": "1"}, b"{}"),
         (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b"{}"),
         (503, {"Retry-After": "\xb2"}, b"{}"),
-        (500, {}, b"<h1>Server Error</h1>"),
         (502, {}, b""),
-        (401, {}, b"{}"),
-        (403, {}, b"{}"),
-        (404, {}, b"not here"),
-        (405, {}, b""),
-        (302, {"Location": "https://login.example.com/"}, b""),
-        (200, {}, b""),
-        (200, {}, b"not json"),
-        (200, {}, b"[]"),
-        (200, {}, b'{"items": null}'),
-        (200, {}, b'{"items": [1, 2, 3, 4, 5, 6, 7, 8]}'),
-        (200, {}, b'{"items": []}'),
-        (200, {}, items({"status": "published"} for _ in range(7))),
         (200, {}, items({} for _ in range(8))),
-        (204, {}, b""),
-        (200, {}, b"[" * 100_000),
     ],
     ids=lambda answer: f"{answer[0]} {answer[2][:20].decode()}",
 )
-def test_what_is_not_a_clear_answer_is_sent_again_from_the_spool(
+def test_what_is_away_is_asked_again_and_then_from_the_spool(
     make: Any, script: Script, answer: tuple[int, dict[str, str], bytes]
 ) -> None:
     script.answer = lambda lines: answer
@@ -208,6 +193,44 @@ def test_what_is_not_a_clear_answer_is_sent_again_from_the_spool(
     deliverer.breaker.succeeded()
     eventually(lambda: (deliverer.drain_step(), waiting(deliverer) == [])[1])
     assert script.stored == LINES
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, {}, b"<h1>Server Error</h1>"),
+        (401, {}, b"{}"),
+        (403, {}, b"{}"),
+        (404, {}, b"not here"),
+        (405, {}, b""),
+        (302, {"Location": "https://login.example.com/"}, b""),
+        (200, {}, b""),
+        (200, {}, b"not json"),
+        (200, {}, b"[]"),
+        (200, {}, b'{"items": null}'),
+        (200, {}, b'{"items": [1, 2, 3, 4, 5, 6, 7, 8]}'),
+        (200, {}, b'{"items": []}'),
+        (200, {}, items({"status": "published"} for _ in range(7))),
+        (204, {}, b""),
+        (200, {}, b"[" * 100_000),
+    ],
+    ids=lambda answer: f"{answer[0]} {answer[2][:20].decode()}",
+)
+def test_a_batch_that_is_not_taken_waits_in_the_spool_and_stops_no_other(
+    make: Any, script: Script, answer: tuple[int, dict[str, str], bytes]
+) -> None:
+    script.answer = lambda lines: answer
+    deliverer = make()
+    deliverer.deliver("\n".join(LINES))
+    assert waiting(deliverer) == LINES
+    assert dead(deliverer) == []
+    assert len(script.requests) == 1
+    script.answer = script.take
+    other = json.dumps({"request_id": "other"})
+    deliverer.deliver(other)
+    assert deliverer.drain_step() == 0.0
+    assert script.stored == [other, *LINES]
+    assert waiting(deliverer) == []
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
@@ -302,7 +325,7 @@ def test_drained_events_that_are_refused_or_to_be_sent_again(make: Any, script: 
             [{"status": "rejected", "retryable": False}, {"status": "rejected", "retryable": True}]
         ),
     )
-    assert deliverer.drain_step() == 0.5
+    assert deliverer.drain_step() == 0.0
     assert dead(deliverer) == [LINES[0]]
     assert waiting(deliverer) == [LINES[1]]
 
