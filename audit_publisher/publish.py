@@ -219,12 +219,11 @@ class Publisher:
 
     def _probe_topics(self, region: str, state: RegionState) -> None:
         log = self._open_region(region)
-        for topic in dict.fromkeys([*self._topics(), *self.spool.topics()]):
-            try:
-                log.partitions(topic)
-            except UnknownTopic as error:
-                state.missing_topics.append(topic)
-                self._give_up(region, topic, error)
+        topics = list(dict.fromkeys([*self._topics(), *self.spool.topics()]))
+        state.missing_topics = log.missing(topics)
+        for topic in topics:
+            if topic in state.missing_topics:
+                self._give_up(region, topic, UnknownTopic(f"There is no topic {topic!r}."))
             else:
                 self._breaker.answered(region, topic)
         # Connects before the first record has to wait for it.

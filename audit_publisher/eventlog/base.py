@@ -7,12 +7,12 @@ Kafka is the production backend, a local SQLite file the embedded one; both pass
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from audit_logging.spool import Record, StoredRecord
 
-from ..exceptions import EventLogError
+from ..exceptions import EventLogError, UnknownTopic
 
 __all__ = ["EventLog", "Limits", "Receipt", "Record", "StoredRecord"]
 
@@ -76,6 +76,19 @@ class EventLog(ABC):
         :raises UnknownTopic: there is no such topic.
         :raises RegionUnavailable: the region does not answer.
         """
+
+    def missing(self, topics: Iterable[str]) -> list[str]:
+        """Return those of `topics` that there are not.
+
+        :raises RegionUnavailable: the region does not answer.
+        """
+        found = []
+        for topic in topics:
+            try:
+                self.partitions(topic)
+            except UnknownTopic:
+                found.append(topic)
+        return found
 
     @abstractmethod
     def largest_record(self, topic: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 #: Partition readers kept at the same time; the one used longest ago is closed first.
 MAX_READERS = 8
+
+#: Seconds until a topic that seems not to be there is looked for again.
+_SECOND_LOOK = 0.25
 
 #: What a child inherits through fork is kept here, unused: destroying it would wait for threads
 #: that the child does not have.
@@ -91,16 +95,28 @@ class KafkaEventLog(EventLog):
         try:
             if topic not in self._known_topics:
                 # Asked once: the producer itself would wait long for a topic that is not there.
-                self._partitions(topic, self._delivery_timeout)
+                self._find_topic(topic)
                 self._known_topics.add(topic)
-            receipts, fatal = self._get_producer().append(topic, records)
+            producer = self._get_producer()
+            receipts, fatal = producer.append(topic, records)
         except EventLogError as error:
             return [Receipt(error=error)] * len(records)
         if any(isinstance(each.error, UnknownTopic) for each in receipts):
             self._known_topics.discard(topic)
         if fatal:
-            self._drop_producer()
+            self._drop_producer(producer)
         return receipts
+
+    def _find_topic(self, topic: str) -> None:
+        """Raise UnknownTopic if a second look finds no topic either.
+
+        A broker learns of a new topic a moment after the controller said that it is made.
+        """
+        try:
+            self._partitions(topic, self._delivery_timeout)
+        except UnknownTopic:
+            time.sleep(min(_SECOND_LOOK, self._delivery_timeout / 2))
+            self._partitions(topic, self._delivery_timeout / 2)
 
     def _get_producer(self) -> RecordProducer:
         if self._producer is None:
@@ -122,12 +138,14 @@ class KafkaEventLog(EventLog):
                         )
         return self._producer
 
-    def _drop_producer(self) -> None:
+    def _drop_producer(self, producer: RecordProducer) -> None:
+        """Let go of a producer that failed; the one that took its place stays."""
         with self._lock:
-            producer, self._producer = self._producer, None
-        if producer is not None:
-            logger.error("Region %s: its producer failed for good; a new one is made.", self.region)
-            producer.close(0.0)
+            if self._producer is not producer:
+                return
+            self._producer = None
+        logger.error("Region %s: its producer failed for good; a new one is made.", self.region)
+        producer.close(0.0)
 
     # -- topics ---------------------------------------------------------------------------
 
@@ -148,15 +166,28 @@ class KafkaEventLog(EventLog):
             except KafkaException as error:
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise
+        # Made is not yet known: the brokers follow the controller.
+        deadline = time.monotonic() + self._request_timeout
+        while self.missing([topic]):
+            if time.monotonic() > deadline:
+                raise RegionUnavailable(f"{self.region}: {topic!r} is made, but not known in time.")
+            time.sleep(0.05)
 
     def partitions(self, topic: str) -> int:
         return self._partitions(topic, self._request_timeout)
 
-    def _partitions(self, topic: str, timeout: float) -> int:
+    def missing(self, topics: Iterable[str]) -> list[str]:
+        known = self._topics(self._request_timeout)
+        return [topic for topic in topics if not _exists(known.get(topic))]
+
+    def _topics(self, timeout: float) -> dict[str, Any]:
         with self._errors():
             # All topics: asking for one by name would create it where brokers do that.
-            found = self._group("audit-meta").list_topics(timeout=timeout).topics.get(topic)
-        if found is None or (found.error is not None and not found.partitions):
+            return self._group("audit-meta").list_topics(timeout=timeout).topics
+
+    def _partitions(self, topic: str, timeout: float) -> int:
+        found = self._topics(timeout).get(topic)
+        if found is None or not _exists(found):
             raise UnknownTopic(f"There is no topic {topic!r} in region {self.region}.")
         return len(found.partitions)
 
@@ -289,3 +320,7 @@ class KafkaEventLog(EventLog):
             yield
         except KafkaException as error:
             raise classify(error.args[0], self.region) from error
+
+
+def _exists(found: Any) -> bool:
+    return found is not None and bool(found.error is None or found.partitions)
