@@ -506,8 +506,6 @@ def test_a_process_that_ends_while_events_are_encoded_counts_each(
     assert said["queued"] + said["spooled"] + lost == 30
     if seconds == 30:
         assert lost == 0
-    if seconds == 0:
-        assert lost > 0
     # The counters tell the truth.
     broker = DurableQueue(tmp_path / "broker.sqlite3").read("audit_logging", 0, max_bytes=1 << 30)
     sent = [json.loads(base64.b64decode(json.loads(r.value)["body"]))[0][1] for r in broker]
