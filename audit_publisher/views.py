@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.cache import patch_cache_control
 from drf_spectacular.utils import extend_schema
@@ -21,7 +22,7 @@ from rest_framework.views import APIView
 from . import contract, metrics
 from .authentication import SignatureAuthentication
 from .body import read_body
-from .conf import conf
+from .conf import PublisherSettings, conf
 from .exceptions import AmbiguousHeader, InvalidEvent
 from .intake import Result, error_of, problem_of, take
 from .problems import Problem, answer
@@ -179,6 +180,42 @@ def _item(result: Result) -> dict[str, Any]:
     }
 
 
+class FlagsCache:
+    """Services' flags as JSON with their entity tags, so that many pollers are one question.
+
+    :param clock: returns seconds, monotonic.
+    """
+
+    SECONDS = 1.0
+    #: Names come from whoever asks.
+    MOST = 1000
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: dict[str, tuple[float, bytes, str]] = {}
+
+    def get(self, service_name: str) -> tuple[bytes, str]:
+        """Return (document, entity tag), a second old at most."""
+        from audit_logging import policy
+
+        now = self._clock()
+        kept = self._kept.get(service_name)
+        if kept is None or now >= kept[0]:
+            content = msgspec.json.encode(policy.document(service_name))
+            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            if len(self._kept) >= self.MOST:
+                self._kept.clear()
+            kept = self._kept[service_name] = (now + self.SECONDS, content, etag)
+        return kept[1], kept[2]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+
+
+_flags = FlagsCache()
+
+
 class ConfigView(PublisherView):
     """Hand out one service's capture flags and rules."""
 
@@ -188,19 +225,26 @@ class ConfigView(PublisherView):
     @extend_schema(**contract.CONFIG)
     def get(self, request: Request, service_name: str) -> HttpResponse:
         """The capture policy of a service that keeps none of its own."""
-        from audit_logging import policy
-
         if not request.user.may_publish_for(service_name):
             raise Problem(403, "This consumer may not read this service's flags.")
         try:
-            document = policy.document(service_name)
+            content, etag = _flags.get(service_name)
         except Exception as error:
             logger.warning("The flags of %r cannot be read: %s", service_name, error)
             raise Problem(503, "The flags cannot be read now.", retry_after=5) from error
-        response = answer(document)
-        etag = f'"{hashlib.sha256(response.content).hexdigest()[:32]}"'
+        response: HttpResponse
         if etag in (request.META.get("HTTP_IF_NONE_MATCH") or ""):
             response = HttpResponseNotModified()
+        else:
+            response = HttpResponse(content, content_type=JSON)
         response["ETag"] = etag
         patch_cache_control(response, private=True, no_cache=True)
         return response
+
+
+def _reconfigure(*, setting: str, **kwargs: Any) -> None:
+    if setting == PublisherSettings.prefix:
+        _flags.clear()
+
+
+setting_changed.connect(_reconfigure)

@@ -11,7 +11,7 @@ import pytest
 from django.test import Client
 from prometheus_client import REGISTRY
 
-from audit_publisher import codec, eventlog, publish
+from audit_publisher import codec, eventlog, publish, views
 from audit_publisher.eventlog import Receipt
 from audit_publisher.eventlog.local import LocalEventLog
 from audit_publisher.exceptions import Backpressure
@@ -381,3 +381,30 @@ def test_flags_are_handed_out_with_an_etag(api: Client, monkeypatch: pytest.Monk
     other = api.get("/v1/config/other", headers={"if-none-match": first["ETag"]})
     assert other.status_code == 200
     assert api.post("/v1/config/inventory-api").status_code == 405
+
+
+def test_many_pollers_ask_the_database_once_a_second(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audit_logging import policy
+
+    asked: list[str] = []
+    now = 100.0
+
+    def document(service: str) -> dict[str, Any]:
+        asked.append(service)
+        return {"version": len(asked)}
+
+    monkeypatch.setattr(policy, "document", document)
+    monkeypatch.setattr(views, "_flags", views.FlagsCache(clock=lambda: now))
+    first = api.get("/v1/config/a")
+    assert (api.get("/v1/config/a").json(), asked) == ({"version": 1}, ["a"])
+    assert api.get("/v1/config/a", headers={"if-none-match": first["ETag"]}).status_code == 304
+    assert (api.get("/v1/config/b").json(), asked) == ({"version": 2}, ["a", "b"])
+    now += 1
+    changed = api.get("/v1/config/a", headers={"if-none-match": first["ETag"]})
+    assert (changed.status_code, changed.json()) == (200, {"version": 3})
+    assert changed["ETag"] != first["ETag"]
+    for n in range(3000):
+        views._flags.get(f"service-{n}")
+    assert len(views._flags._kept) <= views.FlagsCache.MOST
