@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from audit_publisher.eventlog.base import EventLog, Limits, Record
+from audit_publisher.eventlog.base import EventLog, Limits, Receipt, Record
 from audit_publisher.exceptions import OffsetOutOfRange, RecordTooLarge, UnknownTopic
 
 PARTITIONS = 3
@@ -24,6 +24,11 @@ OpenLog = Callable[[], EventLog]
 def records(count: int, key: bytes | None = b"inventory-api/iac", start: int = 0) -> list[Record]:
     """Records whose values tell them apart."""
     return [Record(str(start + n).encode(), key=key, timestamp=NOW) for n in range(count)]
+
+
+def errors(receipts: list[Receipt]) -> list[object]:
+    """Why records were not taken: an assertion that this is empty explains its failure."""
+    return [receipt.error for receipt in receipts if receipt.error is not None]
 
 
 def read_all(log: EventLog, topic: str, limits: Limits = WAIT) -> dict[int, list]:
@@ -79,7 +84,7 @@ class EventLogContract:
 
     def test_one_key_keeps_its_order_in_one_partition(self, log: EventLog, topic: str) -> None:
         receipts = log.append(topic, records(50)) + log.append(topic, records(50, start=50))
-        assert all(receipt.error is None for receipt in receipts)
+        assert errors(receipts) == []
         assert len({receipt.partition for receipt in receipts}) == 1
         assert [receipt.offset for receipt in receipts] == list(range(100))
         (found,) = read_all(log, topic).values()
@@ -88,6 +93,7 @@ class EventLogContract:
     def test_a_receipt_says_where_its_record_is(self, log: EventLog, topic: str) -> None:
         mixed = [Record(str(n).encode(), key=f"key-{n % 7}".encode()) for n in range(60)]
         receipts = log.append(topic, mixed)
+        assert errors(receipts) == []
         found = read_all(log, topic)
         assert len(found) > 1
         for record, receipt in zip(mixed, receipts, strict=True):
@@ -99,11 +105,12 @@ class EventLogContract:
         hashes = {b"21": -973932308, b"foobar": -790332482, b"abc": 479470107}
         for key, value in hashes.items():
             (receipt,) = log.append(topic, [Record(b"x", key=key)])
+            assert errors([receipt]) == []
             assert receipt.partition == (value & 0x7FFFFFFF) % PARTITIONS
 
     def test_a_record_without_a_key_is_taken(self, log: EventLog, topic: str) -> None:
         (receipt,) = log.append(topic, records(1, key=None))
-        assert receipt.error is None
+        assert errors([receipt]) == []
         assert log.read(topic, receipt.partition, 0, WAIT)[0].key is None
 
     def test_nothing_to_append(self, log: EventLog, topic: str) -> None:
@@ -118,21 +125,22 @@ class EventLogContract:
             ("wm_consumer.id", "Überraschung".encode()),
         )
         (receipt,) = log.append(topic, [Record(b"value", headers=headers)])
+        assert errors([receipt]) == []
         (stored,) = log.read(topic, receipt.partition, 0, WAIT)
         assert stored.headers == headers
 
     def test_values_are_bytes(self, log: EventLog, topic: str) -> None:
         value = bytes(range(256)) * 10
         (receipt,) = log.append(topic, [Record(value, key=b"\x00\xff")])
+        assert errors([receipt]) == []
         (stored,) = log.read(topic, receipt.partition, 0, WAIT)
         assert (stored.value, stored.key) == (value, b"\x00\xff")
 
     def test_too_large_is_that_records_fate_alone(self, log: EventLog, topic: str) -> None:
         large = Record(b"x" * (MAX_RECORD_BYTES + 1), key=b"k")
         before, refused, after = log.append(topic, [Record(b"1", b"k"), large, Record(b"2", b"k")])
-        assert before.error is None
+        assert errors([before, after]) == []
         assert isinstance(refused.error, RecordTooLarge)
-        assert after.error is None
         (found,) = read_all(log, topic).values()
         assert [record.value for record in found] == [b"1", b"2"]
 
@@ -140,13 +148,14 @@ class EventLogContract:
         largest = log.largest_record(topic)
         assert largest == MAX_RECORD_BYTES
         (receipt,) = log.append(topic, [Record(b"x" * (largest - 100))])
-        assert receipt.error is None
+        assert errors([receipt]) == []
 
     def test_what_has_a_receipt_is_there_after_reopening(
         self, open_log: OpenLog, topic: str
     ) -> None:
         first = open_log()
         (receipt,) = first.append(topic, records(1))
+        assert errors([receipt]) == []
         first.close()
         second = open_log()
         assert second.partitions(topic) == PARTITIONS
@@ -189,7 +198,7 @@ class EventLogContract:
             done, status = os.waitpid(child, os.WNOHANG)
         assert done, "the child hangs"
         assert os.waitstatus_to_exitcode(status) == 0
-        assert log.append(topic, records(1, start=2))[0].error is None
+        assert errors(log.append(topic, records(1, start=2))) == []
         (found,) = read_all(log, topic).values()
         assert [int(record.value) for record in found] == [0, 1, 2]
 
@@ -197,6 +206,7 @@ class EventLogContract:
 
     def test_reading_starts_anywhere(self, log: EventLog, topic: str) -> None:
         receipts = log.append(topic, records(20))
+        assert errors(receipts) == []
         partition = receipts[0].partition
         for start in (13, 0, 19, 5, 6):
             found = log.read(topic, partition, start, WAIT)
@@ -220,7 +230,7 @@ class EventLogContract:
         partition = log.append(topic, records(3))[0].partition
         started = time.monotonic()
         assert log.read(topic, partition, 3, Limits(timeout=0.2)) == []
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 20  # and not the whole of a client's own patience
 
     def test_a_waiting_reader_gets_what_arrives(self, log: EventLog, topic: str) -> None:
         partition = log.append(topic, records(1))[0].partition

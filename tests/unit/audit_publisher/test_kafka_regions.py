@@ -38,10 +38,16 @@ def test_failover_and_failback(kafka_secondary: Any, tmp_path: Path) -> None:
         }
         for log in logs.values():
             log.ensure_topic(topic, 1)
+        asked: list[str] = []
+
+        def open_region(name: str) -> EventLog:
+            asked.append(name)
+            return logs[name]
+
         publisher = Publisher(
             tuple(logs),
             Spool(tmp_path, 1 << 20),
-            open_region=logs.__getitem__,
+            open_region=open_region,
             topics=lambda: (topic,),
             cooldown=0.5,
         )
@@ -63,10 +69,12 @@ def test_failover_and_failback(kafka_secondary: Any, tmp_path: Path) -> None:
         broker.kill()
         started = time.monotonic()
         assert publish() == "secondary"
-        assert time.monotonic() - started < 3
-        started = time.monotonic()
+        # One delivery timeout, and not librdkafka's own of minutes.
+        assert time.monotonic() - started < 20
+        # That a dead region costs no second request its timeout is counted, not timed.
+        asked.clear()
         assert publish() == "secondary"
-        assert time.monotonic() - started < 1, "a dead region costs no second request its timeout"
+        assert asked == ["secondary"]
 
         broker.start()
         deadline = time.monotonic() + 60
