@@ -128,7 +128,8 @@ class FolderBucket(Bucket):
 
         ours = self.root.is_relative_to(conf.DATA_DIR.absolute())
         try:
-            self.root.mkdir(parents=ours, exist_ok=True)
+            # It will hold what callers sent. A folder made beforehand keeps its own mode.
+            self.root.mkdir(mode=0o700, parents=ours, exist_ok=True)
         except FileNotFoundError:
             raise BucketMissing(
                 f"{self.root.parent} does not exist, so the bucket {self.url} cannot be made. "

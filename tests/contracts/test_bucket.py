@@ -24,6 +24,17 @@ class TestFolder(BucketContract):
     def missing(self, tmp_path: Path) -> Bucket:
         return open_bucket(f"file://{tmp_path}/no/such/mount")
 
+    def test_a_folder_that_it_makes_is_private_and_one_that_was_there_keeps_its_mode(
+        self, bucket: Bucket, tmp_path: Path
+    ) -> None:
+        bucket.create("events/x", b"x")
+        assert (tmp_path / "bucket").stat().st_mode & 0o777 == 0o700
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shared.chmod(0o750)
+        open_bucket(f"file://{shared}").create("events/x", b"x")
+        assert shared.stat().st_mode & 0o777 == 0o750
+
     def test_half_written_files_never_lie_among_the_events(
         self, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

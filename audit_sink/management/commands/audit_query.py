@@ -53,6 +53,13 @@ class Command(BaseCommand):
             pass
         except OSError as error:
             raise CommandError(f"{options['output']}: {error.strerror or error}") from error
+        except (OverflowError, ValueError) as error:
+            # An interval or a date beyond what Python, or the format, can hold.
+            raise CommandError(
+                f"A value of the answer cannot be written as {options['format']}: {error}. "
+                "Cast the column to VARCHAR.",
+                returncode=2,
+            ) from error
 
     def _write(self, answer: Any, form: str, output: Path | None) -> None:
         if form == "parquet":

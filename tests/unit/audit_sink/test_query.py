@@ -207,3 +207,10 @@ def test_a_wrong_question_is_one_line_and_status_2(world: World, arguments: list
         ask(*arguments)
     assert caught.value.returncode == 2
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_a_value_that_python_cannot_hold_is_one_clear_line(lake: World, form: str) -> None:
+    with pytest.raises(CommandError, match="Cast the column to VARCHAR") as refused:
+        ask("SELECT TIMESTAMP '290000-01-01' AS far FROM audit_logs", format=form)
+    assert refused.value.returncode == 2
