@@ -14,10 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
+from django.urls import Resolver404, resolve
 
 from .capture import Exchange
 from .conf import LoggingSettings
-from .redaction import MASK, Body, Redactor, is_recordable
+from .content import Body, is_recordable, media_label
+from .redaction import MASK, Redactor
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$")
 _ROUTE_CONVERTER = re.compile(r"<(?:[\w.]+:)?(\w+)>")
@@ -92,7 +94,7 @@ class EventBuilder:
         """Return the event of one exchange; its bodies fit MAX_EVENT_BYTES once encoded."""
         meta = exchange.meta
         redactor = self._redactor(exchange.max_body_bytes)
-        path = redactor.path(exchange.path, exchange.kwargs)
+        path = redactor.path(exchange.path, _path_values(exchange))
         query = redactor.query(_text(meta.get("QUERY_STRING", "")))
         request_body = self._request_body(exchange, redactor)
         response_body = self._response_body(exchange, redactor)
@@ -159,7 +161,7 @@ class EventBuilder:
         if raw is not None:
             return redactor.body(raw, content_type, meta.get("HTTP_CONTENT_ENCODING", ""))
         size = exchange.request_size
-        media = content_type.partition(";")[0].strip()[:100] or "no content type"
+        media = media_label(content_type)
         if exchange.request_unread:
             return Body(f"[not read: {media}, length unknown]", "omitted_size")
         if not size:
@@ -176,7 +178,7 @@ class EventBuilder:
         if not exchange.wants_response_body:
             return OMITTED_POLICY
         content_type = exchange.response_type
-        media = content_type.partition(";")[0].strip()[:100] or "no content type"
+        media = media_label(content_type)
         size = exchange.response_size
         if exchange.response_body is None:
             if not exchange.response_size and not exchange.response_is_file:
@@ -206,7 +208,18 @@ class EventBuilder:
         if exchange.status < 400 and exchange.error is None:
             return None
         reason = exchange.error or _reason_in(body) or exchange.reason_phrase
-        return _clip(redactor.free_text(reason), _MAX_REASON) or None
+        return _clip(redactor.text(reason), _MAX_REASON) or None
+
+
+def _path_values(exchange: Exchange) -> dict[str, Any]:
+    """What the route took from the path; also when only a slash was missing at its end, which
+    Django answers with a redirect, and no route."""
+    if exchange.route is not None or exchange.path.endswith("/") or len(exchange.path) > _MAX_PATH:
+        return exchange.kwargs
+    try:
+        return resolve(f"{exchange.path}/").kwargs
+    except Resolver404:
+        return exchange.kwargs
 
 
 @lru_cache(maxsize=2048)

@@ -7,67 +7,44 @@ own. Whatever cannot be parsed as what it says it is, is never kept raw.
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from .sensitive import (
-    MASK,
-    is_card,
-    mask_inline,
-    mask_markup,
-    mask_patterns,
-    mask_prose,
-    normalise_key,
-    sensitive_key,
+from .cards import is_card
+from .content import (
+    FORM_TYPE,
+    JSON_TYPES,
+    NDJSON_TYPES,
+    Body,
+    decode_text,
+    inflate,
+    is_textual,
+    media_and_charset,
+    summary,
 )
+from .content import is_recordable as is_recordable
+from .masking import mask_path, mask_text
+from .sensitive import MASK, SAYS_NOTHING, normalise_key, sensitive_key
 
 #: Nesting and size of JSON that is still looked through; beyond it the body is left out.
 MAX_DEPTH = 64
 MAX_NODES = 200_000
 
-JSON_TYPES = re.compile(r"^application/(?:[\w.+-]+\+)?json$|^text/json$", re.IGNORECASE)
-NDJSON_TYPES = frozenset(
-    {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-seq"}
-)
-FORM_TYPE = "application/x-www-form-urlencoded"
-_TEXT_TYPES = re.compile(
-    r"^text/|^application/(?:[\w.+-]+\+)?xml$|^application/(?:x-)?javascript$|^application/graphql$"
-)
-
-
 # Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
 _BROKEN_JSON = re.compile(r"""\{\s*["'{}\[]|\[\s*["'{\[]""")
 _EVENT_STREAM_LINE = re.compile(r"\s*+(?:data:[\s\ufeff]*+)?")
 _BLANK = "\ufeff \t\r\n"
-_NAME_AND_VALUE = tuple(
-    (name, value)
-    for value in ("value", "Value")
-    for name in ("name", "Name", "key", "Key", "field", "header", "param", "parameter")
+# {"name": "password", "value": …}, in any case.
+_NAME_KEYS = frozenset(
+    ("name", "key", "k", "field", "header", "param", "parameter", "property", "id", "label", "type")
 )
-# Python decodes some more, in time that grows with the square of the length (punycode, idna).
-_CHARSETS = re.compile(
-    r"^(?:utf-?(?:8|16|32).*|ascii|iso-?8859.*|latin.*|cp\d+|windows.*|koi8.*|mac.*|big5.*|gb.*"
-    r"|hz|euc.*|shift.*|iso2022.*|johab|tis-620|ptcp154)$"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """What is recorded of a body.
-
-    :ivar text: the redacted text, a summary in brackets, or None.
-    :ivar state: full | redacted | truncated | omitted_size | omitted_binary | omitted_parse |
-        omitted_policy.
-    """
-
-    text: str | None
-    state: str
+_VALUE_KEYS = frozenset(("value", "values", "val", "v", "content"))
+# What an object called "card" tells without the card.
+_OF_A_CARD = frozenset(("type", "brand", "scheme", "network", "last4", "count"))
 
 
 class _TooComplex(Exception):
@@ -86,14 +63,9 @@ class Redactor:
         self._max_body_bytes = max_body_bytes
 
     def text(self, value: str) -> str:
-        """Return `value` without tokens, card numbers, and values of ``secret=…``."""
-        return mask_patterns(mask_inline(value, self.is_sensitive))
-
-    def free_text(self, value: str) -> str:
-        """As :meth:`text`, for prose and markup: also ``password: …``, ``<token>…</token>``."""
-        if "<" in value:
-            value = mask_markup(value, self.is_sensitive)
-        return mask_patterns(mask_prose(value, self.is_sensitive))
+        """Return any text without credentials, card numbers, and what stands beside a telling
+        name: ``password: …``, ``token=…``, ``<secret>…</secret>``."""
+        return mask_text(value, self.is_sensitive)
 
     def is_sensitive(self, key: str) -> bool:
         """Whether a value under `key` is redacted whatever it is."""
@@ -112,9 +84,18 @@ class Redactor:
         :param kwargs: what the route took from the path; ``reset/<token>`` names a secret.
         """
         for name, value in (kwargs or {}).items():
-            if isinstance(value, str) and len(value) > 2 and self.is_sensitive(name):
-                path = path.replace(value, MASK)
-        return self.text(path)
+            if value in (None, "") or isinstance(value, bool) or not self.is_sensitive(name):
+                continue
+            parts = path.split("/")
+            masked = [MASK if _is_written(part, value) else part for part in parts]
+            if masked != parts:
+                path = "/".join(masked)
+            elif len(text := str(value)) > 2 and text in path:
+                path = path.replace(text, MASK)
+            elif not isinstance(value, str):
+                # A converter made something else of it: nobody knows where it stands.
+                path = f"/{MASK}"
+        return mask_path(path, self.is_sensitive)
 
     def body(
         self, raw: bytes, content_type: str, encoding: str = "", *, truncated: bool = False
@@ -128,42 +109,42 @@ class Redactor:
         """
         if not raw:
             return Body("", "truncated" if truncated else "full")
-        media, charset = _media_type(content_type)
+        media, charset = media_and_charset(content_type)
         if len(raw) > self._max_body_bytes:
-            return _summary("omitted_size", media, len(raw))
+            return summary("omitted_size", media, len(raw))
         if encoding and encoding.lower() != "identity":
             if truncated:
-                return _summary("omitted_size", media, len(raw))
+                return summary("omitted_size", media, len(raw))
             try:
-                inflated = _inflate(raw, encoding.lower(), self._max_body_bytes)
+                inflated = inflate(raw, encoding.lower(), self._max_body_bytes)
             except zlib.error:
-                return _summary("omitted_parse", media, len(raw))
+                return summary("omitted_parse", media, len(raw))
             if inflated is None:
-                return _summary("omitted_size", media, len(raw))
+                return summary("omitted_size", media, len(raw))
             raw = inflated
-        if media and not _is_textual(media):
-            return _summary("omitted_binary", media, len(raw))
+        if media and not is_textual(media):
+            return summary("omitted_binary", media, len(raw))
         try:
-            text = _decode(raw, charset)
+            text = decode_text(raw, charset)
         except (LookupError, ValueError):
             if not truncated:
                 state = "omitted_parse" if media else "omitted_binary"
-                return _summary(state, media, len(raw))
+                return summary(state, media, len(raw))
             text = raw.decode("utf-8", "ignore")
         if "\x00" in text:
-            return _summary("omitted_binary", media, len(raw))
+            return summary("omitted_binary", media, len(raw))
         return self._decoded(text, media, len(raw), truncated)
 
     def _decoded(self, text: str, media: str, size: int, truncated: bool) -> Body:
         if media in NDJSON_TYPES:
             lines = self._lines(text[: text.rfind("\n") + 1] if truncated else text)
             if lines is None:
-                return _summary("omitted_parse", media, size)
+                return summary("omitted_parse", media, size)
             return Body(lines, "truncated") if truncated else _compared(text, lines)
         start = text.lstrip(_BLANK)[:1]
         if truncated:
             if not media.startswith("text/") or start in ("{", "["):
-                return _summary("omitted_size", media, size)
+                return summary("omitted_size", media, size)
             # A secret cut in two would pass the patterns: go back to the last line's end.
             return Body(self._plain(text[: text.rfind("\n") + 1]), "truncated")
         is_json = bool(JSON_TYPES.match(media))
@@ -175,19 +156,19 @@ class Redactor:
             if redacted is not None:
                 return _compared(text, redacted)
             if is_json or not media or _BROKEN_JSON.match(text.lstrip(_BLANK)):
-                return _summary("omitted_parse", media, size)
+                return summary("omitted_parse", media, size)
         if media == FORM_TYPE:
             pairs, changed = self._pairs(text)
             return Body(urlencode(pairs, safe="[]"), "redacted") if changed else Body(text, "full")
         if not media:
-            return _summary("omitted_binary", media, size)
+            return summary("omitted_binary", media, size)
         return _compared(text, self._plain(text))
 
     def _plain(self, text: str) -> str:
         """Return prose, markup or an event stream without secrets."""
         if "{" in text or "[" in text:
             text = "\n".join(self._plain_line(line) for line in text.split("\n"))
-        return self.free_text(text)
+        return self.text(text)
 
     def _plain_line(self, line: str) -> str:
         """Return a line that holds JSON (a log's, a server-sent event's) redacted as that."""
@@ -218,17 +199,26 @@ class Redactor:
         except ValueError:
             return [("omitted", "unparsable")], True
         budget = [MAX_NODES]
+        # name=password&value=…
+        named = any(key.lower() in _NAME_KEYS and self.is_sensitive(value) for key, value in pairs)
         try:
             redacted = [
                 (
                     self._string(key, MAX_DEPTH, budget),
-                    MASK if self.is_sensitive(key) else self._string(value, MAX_DEPTH, budget),
+                    MASK
+                    if self._is_secret(key, value, named)
+                    else self._string(value, MAX_DEPTH, budget),
                 )
                 for key, value in pairs
             ]
         except _TooComplex:
             return [("omitted", "too complex")], True
         return redacted, redacted != pairs
+
+    def _is_secret(self, key: str, value: str, named: bool) -> bool:
+        if self.is_sensitive(key):
+            return value.lower() not in SAYS_NOTHING
+        return named and key.lower() in _VALUE_KEYS
 
     def _json(self, text: str) -> str | None:
         """Return `text` itself when there is nothing to redact, a new text, or None if it is not
@@ -253,7 +243,7 @@ class Redactor:
         if isinstance(value, dict):
             return self._object(value, depth, budget)
         if isinstance(value, list):
-            items = [self._walk(item, depth - 1, budget) for item in value]
+            items = [self._walk(self._pair(item), depth - 1, budget) for item in value]
             same = all(new is old for new, old in zip(items, value, strict=True))
             return value if same else items
         if isinstance(value, (int, float)) and 10**11 < abs(value) < 10**19:
@@ -267,21 +257,53 @@ class Redactor:
         for key, item in value.items():
             kept = key if len(key) < 5 else self._string(key, depth - 1, budget)
             if key == hidden or self.is_sensitive(key):
-                # An empty value tells nothing, and tells the reader that it was empty.
-                redacted = item if item in (None, "") else MASK
+                redacted = self._hidden(key, item)
             else:
                 redacted = self._walk(item, depth - 1, budget)
             changed = changed or redacted is not item or kept is not key
             new[kept] = redacted
         return new if changed else value
 
+    @staticmethod
+    def _hidden(key: str, item: Any) -> Any:
+        """Return what is shown in place of `item`, which is a secret by its name."""
+        if item is None or isinstance(item, bool):
+            return item
+        if isinstance(item, str) and item.lower() in SAYS_NOTHING:
+            # An empty value tells nothing, and tells the reader that it was empty.
+            return item
+        if isinstance(item, dict) and normalise_key(key) == "card":
+            return {
+                name: value
+                if name in _OF_A_CARD and isinstance(value, (str, int)) and len(str(value)) <= 12
+                else MASK
+                for name, value in item.items()
+            }
+        return MASK
+
     def _named_value(self, value: dict[str, Any]) -> str | None:
         """The key of the value in ``{"name": "password", "value": …}``, if it is a secret."""
-        for name_key, value_key in _NAME_AND_VALUE:
-            name = value.get(name_key)
-            if isinstance(name, str) and value_key in value and self.is_sensitive(name):
-                return value_key
+        values = [key for key in value if len(key) < 8 and key.lower() in _VALUE_KEYS]
+        if not values:
+            return None
+        for key, name in value.items():
+            if len(key) > 9 or key.lower() not in _NAME_KEYS or not isinstance(name, str):
+                continue
+            if self.is_sensitive(name):
+                # Cookies are sold, too.
+                sold = normalise_key(name) in ("cookie", "cookies")
+                number = isinstance(value[values[0]], (int, float))
+                return None if sold and number else values[0]
         return None
+
+    def _pair(self, item: Any) -> Any:
+        """Return ``["password", …]`` in a list of pairs without its value."""
+        if isinstance(item, list) and len(item) == 2 and isinstance(item[0], str):
+            name, value = item
+            if self.is_sensitive(name) and not isinstance(value, (dict, list)):
+                hidden = self._hidden(name, value)
+                return item if hidden is value else [name, hidden]
+        return item
 
     def _string(self, value: str, depth: int, budget: list[int]) -> str:
         if len(value) < 5:
@@ -298,10 +320,17 @@ class Redactor:
             raise _TooComplex from None
         except ValueError:
             # Not JSON after all: a string like any other, but one that may hold broken JSON.
-            return _keep(value, self.free_text(value))
+            return _keep(value, self.text(value))
         if redacted is not document or repeated:
             return json.dumps(redacted, ensure_ascii=False)
         return value
+
+
+def _is_written(part: str, value: Any) -> bool:
+    """Whether a part of a path is what a route took `value` from."""
+    if part == str(value):
+        return True
+    return isinstance(value, int) and part.isdecimal() and part.lstrip("0") == str(value)
 
 
 def _compared(text: str, redacted: str) -> Body:
@@ -328,69 +357,3 @@ def _parse(text: str) -> tuple[Any, bool]:
         return built
 
     return json.loads(text, object_pairs_hook=pairs, parse_constant=str), repeated
-
-
-def _decode(raw: bytes, charset: str) -> str:
-    """Return `raw` as text.
-
-    :raises LookupError: an unknown charset, or one whose decoder takes hostile input badly.
-    :raises ValueError: `raw` is not in that charset.
-    """
-    if not _CHARSETS.match(codecs.lookup(charset).name):
-        raise LookupError(charset)
-    return raw.decode(charset)
-
-
-def _media_type(content_type: str) -> tuple[str, str]:
-    media, _, parameters = content_type.partition(";")
-    charset = "utf-8"
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.partition("=")
-        if name.strip().lower() == "charset" and value.strip():
-            charset = value.strip().strip('"')[:40]
-    return media.strip().lower(), charset
-
-
-def _is_textual(media: str) -> bool:
-    return bool(
-        JSON_TYPES.match(media)
-        or media in NDJSON_TYPES
-        or media == FORM_TYPE
-        or _TEXT_TYPES.match(media)
-    )
-
-
-def is_recordable(content_type: str) -> bool:
-    """Whether a body of this type could be recorded as text; a missing type may be."""
-    media, _ = _media_type(content_type)
-    return not media or _is_textual(media)
-
-
-def _summary(state: str, media: str, size: int) -> Body:
-    reason = {
-        "omitted_size": "too large",
-        "omitted_binary": "not text",
-        "omitted_parse": "could not be parsed",
-    }[state]
-    return Body(f"[{reason}: {media[:100] or 'no content type'}, {size} bytes]", state)
-
-
-def _inflate(raw: bytes, encoding: str, limit: int) -> bytes | None:
-    """Return the decompressed bytes, or None when they pass `limit`.
-
-    :raises zlib.error: not that encoding, or cut short.
-    """
-    if encoding in ("gzip", "x-gzip"):
-        wbits = 31
-    elif encoding == "deflate":
-        # Sent with or without the zlib wrapper; the first byte tells.
-        wbits = 15 if raw[:1] == b"\x78" else -15
-    else:
-        raise zlib.error(f"{encoding} is not understood")
-    inflater = zlib.decompressobj(wbits)
-    inflated = inflater.decompress(raw, limit + 1)
-    if len(inflated) > limit:
-        return None
-    if not inflater.eof or inflater.unused_data:
-        raise zlib.error("cut short, or followed by something else")
-    return inflated

@@ -52,8 +52,7 @@ SINKS: dict[str, Sink] = {
     ),
     "query": redactor.query,
     "path": redactor.path,
-    "text value": redactor.text,
-    "free text": redactor.free_text,
+    "any text": redactor.text,
 }
 
 

@@ -1,0 +1,91 @@
+"""Card numbers in text, told from the item, order and site numbers that look much like them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from .sensitive import MASK
+
+_DIGITS = re.compile(r"(?<![0-9])[0-9](?:[ ._/\t\xa0\u2010-\u2015-]{0,3}[0-9]){11,}+")
+_DIGIT_GROUP = re.compile(r"[0-9]+")
+# Cards are written in up to five groups; a longer row of short numbers is something else.
+_CARD_GROUPS = 8
+_USUAL = frozenset((" ", "-"))
+
+
+def mask_cards(text: str) -> str:
+    """Return `text` without card numbers, written in one or in groups."""
+    return _DIGITS.sub(_mask_run, text)
+
+
+def _mask_run(match: re.Match[str]) -> str:
+    """Mask the card numbers in a run of digits; what stands beside one (an expiry date, an order
+    number) must not hide it."""
+    text = match.group()
+    groups = [(group.start(), group.end()) for group in _DIGIT_GROUP.finditer(text)]
+    masked, done, index = "", 0, 0
+    while index < len(groups):
+        digits, last = "", None
+        if text[groups[index][0]] not in "234568":
+            index += 1
+            continue
+        for until in range(index, min(index + _CARD_GROUPS, len(groups))):
+            digits += text[groups[until][0] : groups[until][1]]
+            if len(digits) > 19 or not _alike(text, groups[index : until + 1]):
+                break
+            if len(digits) >= 13 and is_card(digits, grouped=until > index):
+                last = until
+        if last is None:
+            index += 1
+            continue
+        masked += text[done : groups[index][0]] + MASK
+        done = groups[last][1]
+        index = last + 1
+    return masked + text[done:]
+
+
+def _alike(text: str, groups: list[tuple[int, int]]) -> bool:
+    """Whether the groups are written as one number is: with the same between them, and in fours
+    where other things (dates, fractions) are written with that too."""
+    between = {text[one[1] : other[0]] for one, other in itertools.pairwise(groups)}
+    if len(between) > 1:
+        return False
+    return not between or between <= _USUAL or groups[0][1] - groups[0][0] == 4
+
+
+def is_card(digits: str, grouped: bool = False) -> bool:
+    """Whether `digits` has the prefix and length of a card scheme and a right check digit.
+
+    The prefixes keep item, order and site numbers, a tenth of which pass Luhn, out of it; so does
+    the check digit of trade item numbers, unless the digits are `grouped` as on a card.
+    """
+    length = len(digits)
+    two = digits[:2]
+    scheme = (
+        (digits[0] == "4" and length in (13, 16, 19))
+        or ("51" <= two <= "55" and length == 16)
+        or ("2221" <= digits[:4] <= "2720" and length == 16)
+        or (two in ("34", "37") and length == 15)
+        or (two in ("30", "36", "38", "39") and length == 14)
+        or (two in ("35", "60", "62", "64", "65", "50", "67", "81") and 16 <= length <= 19)
+    )
+    if not scheme or not _luhn(digits):
+        return False
+    return length > 14 or grouped or not _is_trade_item(digits)
+
+
+def _luhn(digits: str) -> bool:
+    total = 0
+    for index, digit in enumerate(reversed(digits)):
+        value = int(digit)
+        if index % 2:
+            value = value * 2 - 9 if value > 4 else value * 2
+        total += value
+    return total % 10 == 0
+
+
+def _is_trade_item(digits: str) -> bool:
+    """Whether this is a GTIN (8 to 14 digits) by its check digit: weights 1, 3, 1 from the end."""
+    weighed = (int(digit) * (3 if index % 2 else 1) for index, digit in enumerate(reversed(digits)))
+    return sum(weighed) % 10 == 0

@@ -1,0 +1,244 @@
+"""Secrets in text: credentials wherever they stand, and values beside a name that tells.
+
+Every pattern here runs on text that a stranger wrote, on a thread that shares the service's
+interpreter: each is bounded or possessive, so that no text takes more than linear time.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from urllib.parse import unquote
+
+from .cards import mask_cards
+from .markup import mask_markup
+from .sensitive import MASK, SAYS_NOTHING, IsSensitive
+
+# -- credentials ----------------------------------------------------------------------------
+
+# Whole dotted words, so that no part of one is looked at twice; a token begins within.
+_DOTTED = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]*+)++")
+_PEM = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{1,40}-----.*?(?:-----END [A-Z0-9 ]{1,40}-----|\Z)", re.DOTALL
+)
+_SCHEME = re.compile(
+    r"(?i)\b(bearer|basic|token|api-?key|negotiate|ntlm)(\s{1,8})([A-Za-z0-9._~+/=-]{6,}+)"
+)
+_DIGEST = re.compile(r"(?i)\b(digest\s{1,8})\w{2,30}=[^\r\n]*+")
+_USER_INFO = re.compile(r"(://[^\s/:@?#\"'<>]*+:)[^\s/@\"'<>]++(?=@)")
+# Keys of well-known services, which say what they are.
+_VENDOR = re.compile(
+    r"(?<![A-Za-z0-9])(?:A(?:KI|SI)A[0-9A-Za-z]{12,}+|gh[opsru]_[0-9A-Za-z]{16,}+"
+    r"|github_pat_\w{16,}+|glpat-[\w-]{16,}+|[prs]k_(?:live|test)_\w{8,}+|xox[abprs]-[\w-]{10,}+"
+    r"|AIza[\w-]{30,}+|npm_[0-9A-Za-z]{30,}+|sk-[\w-]{20,}+)"
+)
+# Cheap test before the patterns: nearly all strings have none of these.
+_HINT = re.compile(
+    r"(?i)eyj|-----begin|bearer|basic|digest|token|key|negotiate|ntlm|://|a[ks]ia|gh[opsru]_"
+    r"|github_|glpat-|[prs]k[_-]|xox|aiza|npm_|[0-9](?:[ ._/\t\xa0\u2010-\u2015-]{0,3}[0-9]){11}"
+)
+
+
+def mask_credentials(text: str) -> str:
+    """Return `text` without tokens, keys, credentials and card numbers."""
+    if _HINT.search(text) is None:
+        return text
+    if "eyJ" in text:
+        text = _DOTTED.sub(_mask_web_token, text)
+    if "-----BEGIN" in text:
+        text = _PEM.sub(MASK, text)
+    if "://" in text:
+        text = _USER_INFO.sub(rf"\1{MASK}", text)
+    text = _VENDOR.sub(MASK, _SCHEME.sub(_mask_scheme, text))
+    return mask_cards(_DIGEST.sub(rf"\1{MASK}", text))
+
+
+def _mask_web_token(match: re.Match[str]) -> str:
+    """Mask a JSON web token: it begins as JSON does in base64, and has two parts or more."""
+    text = match.group()
+    start = text.find("eyJ")
+    return text[:start] + MASK if start >= 0 and "." in text[start + 7 :] else text
+
+
+def _mask_scheme(match: re.Match[str]) -> str:
+    scheme, space, credential = match.groups()
+    # «Basic training», «bearer of news», «token expired»: words, where credentials are not.
+    core = credential.rstrip("=.")
+    if scheme.lower() == "basic":
+        secret = len(core) >= 24 or _is_basic(core)
+    else:
+        plain = core[1:].islower() and core.replace("-", "").isalpha()
+        secret = len(core) >= 24 or not (plain or "=" in core or core.isupper())
+    return f"{scheme}{space}{MASK}" if secret else match.group()
+
+
+def _is_basic(credential: str) -> bool:
+    try:
+        return b":" in base64.b64decode(credential + "=" * (-len(credential) % 4), validate=True)
+    except ValueError:
+        return False
+
+
+# -- names and values -----------------------------------------------------------------------
+
+_WORD = r"[\w.-]++"
+# Up to three words, as in «API key: …»; the brackets and quotes that may close after the name.
+_NAME = rf"(?<![\w.-])((?:{_WORD} (?=\w)){{0,2}}+)({_WORD})[\\\"'`\])]*+"
+_INLINE = re.compile(rf"{_NAME}=")
+_PROSE = re.compile(rf"{_NAME}(?:</[a-z]{{1,10}}>)?+(?:[ \t]*+(?:=>|->|:=|={{1,3}}|:)\s*+)")
+_OPTION = re.compile(r"(?<!\S)()--([\w-]{2,60}+)[ \t]++")
+# {"name": "password", "value": …}, also over lines, and ("password", …).
+_NAMED = re.compile(
+    r"""(?i)\b()(?:name|key|k|field|header|id|label|type)\\*+["']?[ \t]{0,4}[:=][ \t]{0,4}"""
+    r"""\\*+["']?([\w.-]{1,60}+)\\*+["']?(?:,\s{0,40}|\s{1,40})\\*+["']?"""
+    r"""(?:values?|val|v|content)\\*+["']?[ \t]{0,4}[:=]\s{0,8}"""
+    r"""|[(\[]\s{0,4}\\*+["']([\w .-]{1,60}+)\\*+["']\s{0,4},\s{0,8}"""
+)
+_LAST_WORDS = frozenset(("key", "keys", "code", "number", "value", "word"))
+
+_TAGS = re.compile(r"(?:</?[A-Za-z][^<>\r\n]{0,200}>\s{0,8}){1,3}")
+_QUERY_VALUE = re.compile(r"""[^\s"'<>&#]*+""")
+_LINE = re.compile(r"[^\r\n]*+")
+_LINE_OF_MARKUP = re.compile(r"[^\r\n<]*+")
+# «|» and «>» begin a text of several lines in YAML; headers may be folded.
+_INDENTED = re.compile(r"(?:\r?\n[ \t]++[^\r\n]*+)*+")
+_BLOCK = re.compile(r"[|>][+-]?[0-9]?[ \t]*+(?=[\r\n])")
+_FOLDED = frozenset(("authorization", "proxy-authorization", "cookie", "set-cookie"))
+_NOTHING = re.compile(r"(?i)(true|false|null|none|required|optional)[ \t]*+(?=[,;&<}\])\r\n]|\Z)")
+# b'…', SecretStr('…'), Decimal('…')
+_WRAPPED = re.compile(r"""(?:[bBfFrRuU]{1,2}|[A-Za-z_][\w.]{0,60}\()(?=\\*+["'])""")
+# Not from within a run of backslashes, which would be looked at again from each of them.
+_QUOTE = re.compile(r"""(?<!\\)(\\*+)(["'`])""")
+_REST = re.compile(r"""[^\s,;:)}\]&<>"'\\]*+""")
+_BRACKETS = {"{": re.compile(r"[{}]"), "[": re.compile(r"[\[\]]"), "(": re.compile(r"[()]")}
+
+
+def mask_path(text: str, is_sensitive: IsSensitive) -> str:
+    """Mask ``name=value`` and credentials; a colon is no sign of a value in a path."""
+    if "=" in text:
+        text = _mask_values(_INLINE, text, is_sensitive)
+    return mask_credentials(text)
+
+
+def mask_text(text: str, is_sensitive: IsSensitive) -> str:
+    """Mask what is secret in any text: prose, markup, logs, code, and escaped forms of these."""
+    seen = masked = _mask_once(text, is_sensitive)
+    for _ in range(2):
+        plain = _unescaped(seen)
+        if plain == seen:
+            break
+        seen = _mask_once(plain, is_sensitive)
+        if seen != plain:
+            masked = seen
+    return masked
+
+
+def _mask_once(text: str, is_sensitive: IsSensitive) -> str:
+    if "<" in text:
+        text = mask_markup(text, is_sensitive)
+    if ":" in text or "=" in text or "->" in text:
+        text = _mask_values(_PROSE, text, is_sensitive)
+    if "," in text or "val" in text.lower():
+        text = _mask_values(_NAMED, text, is_sensitive)
+    if "--" in text:
+        text = _mask_values(_OPTION, text, is_sensitive)
+    return mask_credentials(text)
+
+
+_LONG_REFERENCE = re.compile(r"&#0*+[0-9]{8,}+")
+_UNICODE_ESCAPE = re.compile(r"\\u00([2-7][0-9a-fA-F])")
+
+
+def _unescaped(text: str) -> str:
+    """Return `text` with the escapes of HTML, addresses and JSON taken back once."""
+    if "&" in text:
+        # Numbers that no character has, which are not read in linear time, if at all.
+        text = html.unescape(_LONG_REFERENCE.sub("", text))
+    if "%" in text:
+        text = unquote(text, errors="replace")
+    if "\\u00" in text:
+        text = _UNICODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+    return text
+
+
+def _names_secret(found: re.Match[str], is_sensitive: IsSensitive) -> bool:
+    before, name = found[1], found[found.lastindex or 2]
+    if is_sensitive(name):
+        return True
+    if not before or len(before) + len(name) > 100:
+        return False
+    return is_sensitive(before + name) and (name.lower() in _LAST_WORDS or not is_sensitive(before))
+
+
+def _mask_values(pattern: re.Pattern[str], text: str, is_sensitive: IsSensitive) -> str:
+    kept, done = [], 0
+    markup = "</" in text
+    for found in pattern.finditer(text):
+        start = found.end()
+        if start < done or not _names_secret(found, is_sensitive):
+            continue
+        if markup and (tags := _TAGS.match(text, start)):
+            start = tags.end()
+        end, quote = _value_end(text, start, found, markup)
+        inner = text[start + len(quote) : end - len(quote)] if quote else ""
+        if end <= start or (quote and inner.lower() in SAYS_NOTHING):
+            # An empty value tells nothing, and tells the reader that it was empty.
+            continue
+        closing = quote if text.endswith(quote, start + len(quote), end) else ""
+        kept += [text[done:start], quote, MASK, closing]
+        done = end
+    return "".join([*kept, text[done:]]) if kept else text
+
+
+def _value_end(text: str, start: int, found: re.Match[str], markup: bool) -> tuple[int, str]:
+    """Where the value at `start` ends, and the quote around it, if it has one."""
+    quote = _QUOTE.match(text, start)
+    if quote is not None:
+        return _quote_end(text, quote), quote.group()
+    wrapped = _WRAPPED.match(text, start)
+    if wrapped is not None and (quote := _QUOTE.match(text, wrapped.end())):
+        return _quote_end(text, quote), ""
+    if text[start : start + 1] in _BRACKETS:
+        return _bracket_end(text, start), ""
+    if _NOTHING.match(text, start):
+        return start, ""
+    name = found[found.lastindex or 2]
+    if found.re is _OPTION:
+        return _QUERY_VALUE.match(text, start).end(), ""  # type: ignore[union-attr]
+    in_query = found.start() > 0 and text[found.start() - 1] in "?&[" and text[start - 1] == "="
+    if in_query:
+        return _QUERY_VALUE.match(text, start).end(), ""  # type: ignore[union-attr]
+    block = _BLOCK.match(text, start)
+    line = _LINE_OF_MARKUP if markup else _LINE
+    end = block.end() if block else line.match(text, start).end()  # type: ignore[union-attr]
+    if block or name.lower() in _FOLDED:
+        end = _INDENTED.match(text, end).end()  # type: ignore[union-attr]
+    return end, ""
+
+
+def _quote_end(text: str, opening: re.Match[str]) -> int:
+    """Where a quoted value ends; quotes may be escaped as deep as JSON was put into JSON."""
+    depth, after_twin = len(opening[1]), -1
+    for quote in _QUOTE.finditer(text, opening.end()):
+        escapes = len(quote[1])
+        ends = escapes % 2 == 0 if depth == 0 else escapes <= depth
+        if not ends or quote[2] != opening[2] or quote.end() == after_twin:
+            continue
+        if depth == 0 and escapes == 0 and text.startswith(quote[2], quote.end()):
+            # A quote given twice is one within, as in SQL.
+            after_twin = quote.end() + 1
+            continue
+        return _REST.match(text, quote.end()).end()  # type: ignore[union-attr]
+    return len(text)
+
+
+def _bracket_end(text: str, start: int) -> int:
+    """Where the bracket at `start` is closed again, or the end of the text."""
+    opening = text[start]
+    depth = 0
+    for bracket in _BRACKETS[opening].finditer(text, start):
+        depth += 1 if bracket.group() == opening else -1
+        if depth == 0:
+            return bracket.end()
+    return len(text)
