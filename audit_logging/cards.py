@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 
 from .sensitive import MASK
@@ -32,7 +31,7 @@ def _mask_run(match: re.Match[str]) -> str:
             continue
         for until in range(index, min(index + _CARD_GROUPS, len(groups))):
             digits += text[groups[until][0] : groups[until][1]]
-            if len(digits) > 19 or not _alike(text, groups[index : until + 1]):
+            if len(digits) > 19 or not _alike(text, groups, index, until):
                 break
             if len(digits) >= 13 and is_card(digits, grouped=until > index):
                 last = until
@@ -45,13 +44,15 @@ def _mask_run(match: re.Match[str]) -> str:
     return masked + text[done:]
 
 
-def _alike(text: str, groups: list[tuple[int, int]]) -> bool:
-    """Whether the groups are written as one number is: with the same between them, and in fours
+def _alike(text: str, groups: list[tuple[int, int]], first: int, last: int) -> bool:
+    """Whether groups are written as one number is: with the same between them, and in fours
     where other things (dates, fractions) are written with that too."""
-    between = {text[one[1] : other[0]] for one, other in itertools.pairwise(groups)}
-    if len(between) > 1:
+    if first == last:
+        return True
+    between = text[groups[first][1] : groups[first + 1][0]]
+    if text[groups[last - 1][1] : groups[last][0]] != between:
         return False
-    return not between or between <= _USUAL or groups[0][1] - groups[0][0] == 4
+    return between in _USUAL or groups[first][1] - groups[first][0] == 4
 
 
 def is_card(digits: str, grouped: bool = False) -> bool:

@@ -16,6 +16,7 @@ FORM_TYPE = "application/x-www-form-urlencoded"
 _TEXT_TYPES = re.compile(
     r"^text/|^application/(?:[\w.+-]+\+)?xml$|^application/(?:x-)?javascript$|^application/graphql$"
 )
+UNKNOWN_TYPE = "unknown type"
 # Supersets of ASCII, and UTF-16 and 32. Others keep secrets in a form that can be read back, or
 # decode in time that grows with the square of the length (punycode, idna).
 _CHARSETS = re.compile(
@@ -88,7 +89,7 @@ def media_label(content_type: str) -> str:
     if not media:
         return "no content type"
     known = len(media) <= 60 and (media in _REGISTERED or _LOOKS_KNOWN.fullmatch(media))
-    return media if known else "unknown type"
+    return media if known else UNKNOWN_TYPE
 
 
 def summary(state: str, media: str, size: int) -> Body:

@@ -18,7 +18,7 @@ from django.urls import Resolver404, resolve
 
 from .capture import Exchange
 from .conf import LoggingSettings
-from .content import Body, is_recordable, media_label
+from .content import UNKNOWN_TYPE, Body, is_recordable, media_label
 from .redaction import MASK, Redactor
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$")
@@ -201,6 +201,8 @@ class EventBuilder:
             value = meta.get(key)
             if isinstance(value, str) and value:
                 text = MASK if redactor.is_sensitive(name) else redactor.text(_text(value))
+                if name == "content-type" and media_label(value) == UNKNOWN_TYPE:
+                    text = UNKNOWN_TYPE
                 values[name] = _clip(text, _MAX_HEADER)
         return values
 

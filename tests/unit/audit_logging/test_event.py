@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from django.test import RequestFactory
+from django.urls import path
+from django.views.generic import RedirectView
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +17,9 @@ from audit_logging.capture import Exchange
 from audit_logging.conf import LoggingSettings
 from audit_logging.event import UNMATCHED, EventBuilder, endpoint_name
 from audit_logging.policy import Decision
+from audit_logging.sensitive import MASK
+
+urlpatterns = [path("otp/<int:otp>/", RedirectView.as_view(url="/"))]
 
 Options = Callable[..., LoggingSettings]
 
@@ -116,14 +121,14 @@ def test_the_endpoint_is_the_route_without_its_mechanics(route: str | None, name
 def test_headers_are_an_allow_list_in_any_spelling(options: Options) -> None:
     builder = EventBuilder(options(HEADERS="Content-Type,x_request_id,Authorization,X-Session"))
     made = exchange(
-        CONTENT_TYPE="a/b",
+        CONTENT_TYPE="text/csv; header=absent",
         HTTP_X_REQUEST_ID="r",
         HTTP_AUTHORIZATION="Custom hush",
         HTTP_X_SESSION="hush",
         HTTP_USER_AGENT="not asked for",
     )
     assert builder.build(made).headers == {
-        "content-type": "a/b",
+        "content-type": "text/csv; header=absent",
         "x-request-id": "r",
         "authorization": "[REDACTED]",
         "x-session": "[REDACTED]",
@@ -170,6 +175,27 @@ def test_the_reason_of_an_error_comes_from_its_body(
     made.status, made.reason_phrase = 400, "Bad Request"
     made.response_type, made.response_body = "application/json", json.dumps(body).encode()
     assert EventBuilder(options()).build(made).error_reason == reason
+
+
+def test_what_a_path_holds_is_masked_by_its_route_though_the_last_slash_is_missing(
+    options: Options, settings: Any
+) -> None:
+    settings.ROOT_URLCONF = "tests.unit.audit_logging.test_event"
+    builder = EventBuilder(options())
+    assert builder.build(exchange("/otp/482915")).path == f"/otp/{MASK}"
+    assert builder.build(exchange("/otp/other")).path == "/otp/other"
+    made = exchange("/otp/482915/")
+    made.route, made.kwargs = "otp/<int:otp>/", {"otp": 482915}
+    assert builder.build(made).path == f"/otp/{MASK}/"
+
+
+def test_texts_of_every_kind_are_looked_through(options: Options) -> None:
+    made = exchange(HTTP_USER_AGENT="x password: hush", QUERY_STRING='q=x{"password":"hush"}')
+    made.status, made.error = 500, "IntegrityError: DETAIL:  Key (token)=(hush) already exists."
+    made.meta["CONTENT_TYPE"] = made.response_type = "image/hush4hush7hush"
+    made.request_body, made.request_size = None, 7
+    made.response_body, made.response_size = None, 700
+    assert "hush" not in EventBuilder(options()).encode(EventBuilder(options()).build(made))
 
 
 def test_a_body_nobody_knows_the_length_of_is_not_called_empty(options: Options) -> None:
