@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,18 @@ from .serializers import LogEvent
 DOCUMENT_PATH = Path(__file__).parent / "openapi.json"
 
 
-@cache
+# The generator loads its extensions at first use, and two threads would see half of them.
+_generating = threading.Lock()
+
+
 def document() -> dict[str, Any]:
-    """The document, OpenAPI 3.1."""
+    """The document, OpenAPI 3.1; made once."""
+    with _generating:
+        return _document()
+
+
+@cache
+def _document() -> dict[str, Any]:
     from drf_spectacular.generators import SchemaGenerator
 
     from .urls import operations
@@ -57,6 +67,7 @@ def _event_schema() -> dict[str, Any]:
     return schema
 
 
+@cache
 def text() -> str:
     """The document as it is committed."""
     return json.dumps(document(), indent=2, sort_keys=True) + "\n"

@@ -34,7 +34,7 @@ class ReadTimeout(NoMoreData, TimeoutError):
 class _TimedReader(SocketUnreader):
     """Reads a request from a socket until its time is over.
 
-    :param seconds: for the whole request, head and body, and then again for the answer.
+    :param seconds: for the whole request, head and body.
     """
 
     def __init__(self, sock: Any, seconds: float) -> None:
@@ -56,8 +56,7 @@ class _TimedReader(SocketUnreader):
             except TimeoutError:
                 pass
             finally:
-                # Stays in force for the answer: a client must also read it.
-                self.sock.settimeout(self._seconds)
+                self.sock.settimeout(allowed)
         raise ReadTimeout
 
 
@@ -112,6 +111,15 @@ class Worker(ThreadWorker):
         self.poller.register(
             conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn)
         )
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer a request; a client that does not read the answer is no error of ours."""
+        # Also for requests that came in one piece with the one before, which nothing reads again.
+        conn.sock.settimeout(self.read_timeout)
+        try:
+            return super().handle_request(req, conn)
+        except TimeoutError as error:
+            raise ReadTimeout from error
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
         # What was not read by now is not waited for: the answer may be a 401 to anybody.

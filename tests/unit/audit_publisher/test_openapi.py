@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -83,3 +87,26 @@ def test_the_page_for_people_needs_no_other_host() -> None:
         assert word in page
     assert not re.search(r'(src|href)="(https?:)?//', page)
     assert "<script" not in page
+
+
+def test_many_that_ask_first_all_get_it() -> None:
+    script = """
+import threading, django
+django.setup()
+from audit_publisher import openapi
+found, barrier = [], threading.Barrier(8)
+def ask():
+    barrier.wait()
+    found.append(openapi.text())
+threads = [threading.Thread(target=ask) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(found) == 8 and len(set(found)) == 1, len(found)
+"""
+    environ = os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings"}
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        env=environ,
+        cwd=Path(__file__).resolve().parents[3],
+    )
