@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
-from django.urls import Resolver404, resolve
+from django.urls import resolve
 
 from .capture import Exchange
 from .conf import LoggingSettings
@@ -220,7 +220,9 @@ def _path_values(exchange: Exchange) -> dict[str, Any]:
         return exchange.kwargs
     try:
         return resolve(f"{exchange.path}/").kwargs
-    except Resolver404:
+    except Exception:
+        # No such route; or none at all, or a converter of the service's that fails: an event
+        # is not lost for that.
         return exchange.kwargs
 
 

@@ -184,6 +184,8 @@ def test_what_a_path_holds_is_masked_by_its_route_though_the_last_slash_is_missi
     builder = EventBuilder(options())
     assert builder.build(exchange("/otp/482915")).path == f"/otp/{MASK}"
     assert builder.build(exchange("/otp/other")).path == "/otp/other"
+    settings.ROOT_URLCONF = "no.such.module"
+    assert builder.build(exchange("/otp/482915")).path == "/otp/482915"
     made = exchange("/otp/482915/")
     made.route, made.kwargs = "otp/<int:otp>/", {"otp": 482915}
     assert builder.build(made).path == f"/otp/{MASK}/"
