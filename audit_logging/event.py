@@ -220,7 +220,7 @@ def _path_values(exchange: Exchange) -> dict[str, Any]:
         return exchange.kwargs
     try:
         return resolve(f"{exchange.path}/").kwargs
-    except Exception:
+    except Exception:  # noqa: BLE001
         # No such route; or none at all, or a converter of the service's that fails: an event
         # is not lost for that.
         return exchange.kwargs
