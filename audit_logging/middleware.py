@@ -83,6 +83,9 @@ class AuditMiddleware:
     # the service.
 
     def _begin(self, request: HttpRequest) -> Exchange | None:
+        if exchange_of(request) is not None:
+            # Installed twice: the outer one records it.
+            return None
         try:
             decision = self._policy().decide(request.path, request.META.get("HTTP_TRACEPARENT", ""))
             if decision.skip is not None:

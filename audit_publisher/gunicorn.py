@@ -9,7 +9,10 @@ names and with nothing else (no scheme headers, no SCRIPT_NAME).
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from typing import Any
 
 from audit_logging.options import AppSettings, option
@@ -90,6 +93,20 @@ control_socket_disable = True
 
 accesslog = server.ACCESS_LOG or None
 errorlog = "-"
+
+
+def on_starting(arbiter: Any) -> None:
+    """Let the workers count together, so that /metrics answers for all of them."""
+    if server.WORKERS > 1 and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        folder = tempfile.mkdtemp(prefix="audit-metrics-")
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        atexit.register(_remove, folder, os.getpid())
+
+
+def _remove(folder: str, pid: int) -> None:
+    # A worker is forked with the arbiter's exit hooks; the folder is the arbiter's.
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -45,7 +45,7 @@ _CLOSING = """
 | variable | meaning |
 |---|---|
 | `DJANGO_SETTINGS_MODULE` | `config.settings` for the publisher and the sink; for a service's own worker (`celery -A audit_logging worker`) that service's settings |
-| `PROMETHEUS_MULTIPROC_DIR` | an empty folder, the same for all processes of a host: then `/metrics` answers for all of them, workers too |
+| `PROMETHEUS_MULTIPROC_DIR` | an empty folder, the same for all processes of a host: then `/metrics` answers for all of them, Celery workers and audited services too. Without it the publisher makes one for its own workers |
 | `GOOGLE_APPLICATION_CREDENTIALS` | file with the credentials for `gs://` buckets, where the machine has none of its own |
 | `STORAGE_EMULATOR_HOST` | address of a storage emulator, `http://host:port`, for `gs://` buckets in development |
 """

@@ -6,6 +6,9 @@ import secrets
 from pathlib import Path
 from typing import Literal
 
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+
 from audit_logging.conf import BROKERS
 from audit_logging.options import AppSettings, option, readable_file, url_of
 
@@ -16,6 +19,24 @@ _DATABASES = {
     "postgresql": ("psycopg", "production"),
     "postgres": ("psycopg", "production"),
 }
+
+
+def _database(value: str) -> None:
+    url_of(_DATABASES)(value)
+    try:
+        dj_database_url.parse(value or "sqlite://")
+    except (ValueError, KeyError) as error:
+        # Not the value: it may hold a password.
+        raise ValueError(
+            "It cannot be read. Use postgresql://user:password@host:5432/name, with special "
+            "characters of the password percent-encoded."
+        ) from error
+
+
+def _host_names(values: tuple[str, ...]) -> None:
+    for value in values:
+        if "/" in value or " " in value:
+            raise ValueError(f"{value!r} is no host name. Give names alone, without scheme.")
 
 
 class ProjectSettings(AppSettings):
@@ -42,7 +63,9 @@ class ProjectSettings(AppSettings):
         validate=readable_file,
     )
     ALLOWED_HOSTS: tuple[str, ...] = option(
-        ("127.0.0.1", "localhost", "[::1]"), "Host names this installation answers to."
+        ("127.0.0.1", "localhost", "[::1]"),
+        "Host names this installation answers to.",
+        validate=_host_names,
     )
     CSRF_TRUSTED_ORIGINS: tuple[str, ...] = option(
         (), "Origins, with scheme, that may post to the admin through a proxy."
@@ -56,7 +79,7 @@ class ProjectSettings(AppSettings):
         "",
         "Django's database, which holds flags, topics, sites and the sink's ledger: "
         "`postgresql://user:password@host:5432/name`. Empty: SQLite in DATA_DIR.",
-        validate=url_of(_DATABASES),
+        validate=_database,
     )
     BROKER_URL: str = option(
         "",
@@ -91,7 +114,12 @@ class ProjectSettings(AppSettings):
                 pass
             finally:
                 temporary.unlink()
-        return path.read_text().strip()
+        key = path.read_text().strip()
+        if not key:
+            raise ImproperlyConfigured(
+                f"AUDIT_SECRET_KEY_FILE: {path} is empty. Put 50 random characters into it."
+            )
+        return key
 
 
 environment = ProjectSettings()

@@ -6,6 +6,7 @@ import logging
 from importlib.util import find_spec
 
 import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
 
 from .environment import BASE_DIR as BASE_DIR
 from .environment import environment
@@ -14,7 +15,13 @@ environment.enforce()
 
 DATA_DIR = environment.DATA_DIR.absolute()
 # Databases, spools and buckets in it hold what callers sent: nobody else's to read.
-DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+try:
+    DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+except OSError as error:
+    raise ImproperlyConfigured(
+        f"AUDIT_DATA_DIR: {DATA_DIR} cannot be made: {error.strerror}. Name a folder that this "
+        "process can write."
+    ) from error
 
 DEBUG = environment.DEBUG
 SECRET_KEY = environment.secret_key()
@@ -88,6 +95,17 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
+elif DATABASES["default"]["ENGINE"].endswith("postgresql"):
+    # A database that hangs must not hold a thread for ever: seconds, and milliseconds where said.
+    DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
+    for _option, _value in {
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        "options": "-c statement_timeout=60000 -c idle_in_transaction_session_timeout=120000",
+    }.items():
+        DATABASES["default"]["OPTIONS"].setdefault(_option, _value)
 
 LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "admin:index"

@@ -5,6 +5,11 @@ import os
 import shutil
 import tempfile
 
+# What somebody's shell names may be a production installation: tests must not write there.
+for _name in [name for name in os.environ if name.startswith("AUDIT_")]:
+    if not _name.startswith("AUDIT_TEST_"):
+        del os.environ[_name]
+
 _data = tempfile.mkdtemp(prefix="audit-tests-")
 atexit.register(shutil.rmtree, _data, ignore_errors=True)
 os.environ["AUDIT_DATA_DIR"] = _data

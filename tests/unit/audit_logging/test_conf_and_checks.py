@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from audit_logging import checks, conf
 from audit_logging.conf import LoggingSettings
 from audit_logging.options import AppSettings, option, readable_file, url_of
+from config.environment import ProjectSettings
 
 
 class Demo(AppSettings):
@@ -254,3 +255,27 @@ def test_a_file_that_must_be_there(tmp_path: Path) -> None:
         readable_file(tmp_path / "missing")
     (tmp_path / "there").touch()
     readable_file(tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SECRET_KEY_FILE", "/no/such/file", "cannot be read: No such file"),
+        ("DATABASE_URL", "postgresql://u:hush@db:abc/audit", "It cannot be read"),
+        ("DATABASE_URL", "mysql://u:hush@db/audit", "'mysql' is not supported"),
+        ("BROKER_URL", "kafka://h", "'kafka' is not supported"),
+        ("ALLOWED_HOSTS", "https://audit.example.com", "without scheme"),
+    ],
+)
+def test_the_projects_own_rules(name: str, value: str, said: str) -> None:
+    (problem,) = ProjectSettings({f"AUDIT_{name}": value}).problems()
+    assert problem.setting == f"AUDIT_{name}"
+    assert said in str(problem)
+    assert "hush" not in str(problem)
+
+
+def test_an_empty_secret_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("\n")
+    project = ProjectSettings({"AUDIT_SECRET_KEY_FILE": str(tmp_path / "key")})
+    with pytest.raises(ImproperlyConfigured, match=r"AUDIT_SECRET_KEY_FILE: .* is empty"):
+        project.secret_key()

@@ -110,6 +110,12 @@ def test_a_worker_that_exits_in_a_view_is_recorded_and_exits(events: Events) -> 
     assert event.endpoint_name == "raises"
 
 
+def test_installed_twice_it_still_records_once(audited: Any, events: Events) -> None:
+    audited.MIDDLEWARE = [service.AUDIT, service.AUDIT]
+    Client().get("/nowhere")
+    assert len(events) == 1
+
+
 def test_health_checks_are_left_out(events: Events) -> None:
     assert call("get", "/health/live").content == b"ok"
     assert call("get", "/healthy").status_code == 404
