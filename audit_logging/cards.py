@@ -8,6 +8,10 @@ from .sensitive import MASK
 
 _DIGITS = re.compile(r"(?<![0-9])[0-9](?:[ ._/\t\xa0\u2010-\u2015-]{0,3}[0-9]){11,}+")
 _DIGIT_GROUP = re.compile(r"[0-9]+")
+# Letters beside the digits, and beyond them a digit again; looked for this near.
+_MIXED_BEFORE = re.compile(r"[0-9][A-Za-z]++\Z")
+_MIXED_AFTER = re.compile(r"[A-Za-z]++[0-9]")
+_NEAR = 32
 # Cards are written in up to five groups; a longer row of short numbers is something else.
 _CARD_GROUPS = 8
 _USUAL = frozenset((" ", "-"))
@@ -22,6 +26,8 @@ def _mask_run(match: re.Match[str]) -> str:
     """Mask the card numbers in a run of digits; what stands beside one (an expiry date, an order
     number) must not hide it."""
     text = match.group()
+    if _in_identifier(match):
+        return text
     groups = [(group.start(), group.end()) for group in _DIGIT_GROUP.finditer(text)]
     masked, done, index = "", 0, 0
     while index < len(groups):
@@ -42,6 +48,17 @@ def _mask_run(match: re.Match[str]) -> str:
         done = groups[last][1]
         index = last + 1
     return masked + text[done:]
+
+
+def _in_identifier(match: re.Match[str]) -> bool:
+    """Whether the digits are part of a longer mix of letters and digits, as in a trace id.
+
+    Such ids are what people search for, and one in a thousand holds what looks like a card.
+    """
+    return bool(
+        _MIXED_BEFORE.search(match.string, max(0, match.start() - _NEAR), match.start())
+        or _MIXED_AFTER.match(match.string, match.end(), match.end() + _NEAR)
+    )
 
 
 def _alike(text: str, groups: list[tuple[int, int]], first: int, last: int) -> bool:

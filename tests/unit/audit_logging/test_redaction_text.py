@@ -262,3 +262,15 @@ def test_charsets_that_are_read(charset: str) -> None:
 
 def test_hostile_references_are_no_error() -> None:
     assert redactor.text(f"&#{'9' * 100_000}; &quot;password&quot;: {SECRET}").endswith(MASK)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a69fc4111111111111111b60aae928",
+        "9576eeb5008394111111111111111",
+        "4111111111111111e82c205b99",
+    ],
+)
+def test_an_id_that_happens_to_hold_a_card_number_stays(text: str) -> None:
+    assert Redactor().text(text) == text
