@@ -11,6 +11,8 @@ import pytest
 
 from audit_logging.redaction import Redactor
 
+pytestmark = pytest.mark.slow
+
 redactor = Redactor(max_body_bytes=1 << 21)
 
 LONG = 512 * 1024

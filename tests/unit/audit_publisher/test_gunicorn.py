@@ -27,6 +27,8 @@ from audit_publisher.eventlog.local import LocalEventLog
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, CONSUMER, URL
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
