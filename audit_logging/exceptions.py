@@ -1,6 +1,7 @@
 """What can go wrong in the capture tier, split by what the caller does about it.
 
 AuditLoggingError
+├── BatchUnreadable         the bytes are no batch of ours: set them aside, do not send them again
 ├── SpoolError
 │   ├── SpoolFull            count the records as dropped, or refuse them
 │   └── SpoolUnavailable     the disk failed: same, and try again later
@@ -15,6 +16,10 @@ from __future__ import annotations
 
 class AuditLoggingError(Exception):
     """Base of every error this app raises on purpose."""
+
+
+class BatchUnreadable(AuditLoggingError):
+    """The bytes of a batch are damaged."""
 
 
 class SpoolError(AuditLoggingError):
