@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 
+from .dead_letters import DeadLetter as DeadLetter
 from .patterns import RuleError, compile_pattern
 
 
