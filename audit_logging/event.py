@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -78,10 +79,14 @@ class AuditEvent:
 
 
 class EventBuilder:
-    """Turns exchanges into events by one service's settings."""
+    """Turns exchanges into events by one service's settings.
 
-    def __init__(self, conf: LoggingSettings) -> None:
+    :param breathe: called wherever the work could pause: it shares the service's interpreter.
+    """
+
+    def __init__(self, conf: LoggingSettings, breathe: Callable[[], None] = lambda: None) -> None:
         self._conf = conf
+        self._breathe = breathe
         self._service = conf.SERVICE_NAME or "unnamed-service"
         names = [name.lower().replace("_", "-") for name in conf.HEADERS]
         self._headers = {f"HTTP_{name.upper().replace('-', '_')}": name for name in names}
