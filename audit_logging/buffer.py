@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 from .capture import Exchange
@@ -43,10 +44,16 @@ class Buffer:
         """Whether the buffer is 80 % full, by count or by bytes."""
         return len(self._queue) * 5 >= self.max_events * 4 or self._bytes * 5 >= self.max_bytes * 4
 
-    def put(self, exchange: Exchange) -> Refused | None:
-        """Add `exchange`; return None, or why it was refused."""
-        size = exchange.size
+    def put(self, exchange: Exchange, number: Callable[[], int]) -> Refused | None:
+        """Number and add `exchange`; return None, or why it was refused.
+
+        :param number: gives the exchange's number. Called under the lock, so that numbers are
+            given in the order of the queue, and by one thread at a time. One that is refused has
+            its number too: it is missed by it.
+        """
+        size = exchange.weigh()
         with self._lock:
+            exchange.seq = number()
             if not self.overflow and len(self._queue) >= self.max_events:
                 return "buffer_full"
             if self._queue and self._bytes + size > self.max_bytes:
@@ -61,7 +68,7 @@ class Buffer:
         with self._lock:
             while self._queue and len(taken) < max_events:
                 exchange = self._queue.popleft()
-                self._bytes -= exchange.size
+                self._bytes -= exchange.weight
                 taken.append(exchange)
         return taken
 

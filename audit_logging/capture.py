@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from io import BytesIO
 from tempfile import SpooledTemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 from django.conf import settings
@@ -17,85 +20,96 @@ from django.core.signals import got_request_exception
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
 
+from .conf import DEFAULT_HEADERS
+from .content import is_recordable
 from .policy import Decision
-from .redaction import is_recordable
 
 #: The status recorded when the caller was gone before there was an answer (nginx's convention).
 CLIENT_CLOSED_REQUEST = 499
 
 _ATTRIBUTE = "_audit_exchange"
+_is_recordable = lru_cache(maxsize=256)(is_recordable)
+
+
+#: What a record may need of the request's environment beside the headers whose values it keeps.
+_ALWAYS = (
+    "CONTENT_LENGTH",
+    "CONTENT_TYPE",
+    "HTTP_API_KEY",
+    "HTTP_AUTHORIZATION",
+    "HTTP_CONTENT_ENCODING",
+    "HTTP_OCP_APIM_SUBSCRIPTION_KEY",
+    "HTTP_TRACEPARENT",
+    "HTTP_TRANSFER_ENCODING",
+    "HTTP_WM_CONSUMER.ID",
+    "HTTP_WM_CONSUMER_ID",
+    "HTTP_WM_SITE_ID",
+    "HTTP_X_API_KEY",
+    "QUERY_STRING",
+)
+
+
+def meta_keys(headers: Iterable[str]) -> tuple[str, ...]:
+    """Return the keys of META that records with the values of these `headers` are made from."""
+    names = {f"HTTP_{name.upper().replace('-', '_')}" for name in headers}
+    return tuple(sorted(names.union(_ALWAYS)))
+
+
+_DEFAULT_KEYS = meta_keys(DEFAULT_HEADERS)
 
 
 class Exchange:
     """One interaction, as seen from the request thread.
 
     ``started`` is epoch seconds, ``duration`` seconds on the monotonic clock, sizes bytes.
+
+    :param keys: what to keep of META. The rest of it belongs to the server: sockets, and at some
+        servers a dict that is emptied when the request is over.
     """
 
-    __slots__ = (
-        "duration",
-        "error",
-        "kwargs",
-        "max_body_bytes",
-        "meta",
-        "method",
-        "outcome",
-        "path",
-        "producer_epoch",
-        "reason_phrase",
-        "request_body",
-        "request_size",
-        "request_unread",
-        "response_body",
-        "response_encoding",
-        "response_is_file",
-        "response_size",
-        "response_truncated",
-        "response_type",
-        "route",
-        "seq",
-        "started",
-        "started_monotonic",
-        "status",
-        "user",
-        "wants_request_body",
-        "wants_response_body",
-    )
+    # Defaults of the class: each that a request does not change costs it nothing.
+    request_body: bytes | None = None
+    request_unread = False
+    response_body: bytes | None = None
+    response_size: int | None = None
+    response_is_file = False
+    response_truncated = False
+    response_type = ""
+    response_encoding = ""
+    reason_phrase = ""
+    route: str | None = None
+    kwargs: dict[str, Any] = MappingProxyType({})  # type: ignore[assignment]
+    status = CLIENT_CLOSED_REQUEST
+    outcome = "completed"
+    error: str | None = None
+    user: str | None = None
+    duration = 0.0
+    producer_epoch = ""
+    seq = 0
+    #: Bytes this exchange holds in memory, about; set when it enters the buffer.
+    weight = 0
+    #: Seconds that the audit itself took of the request's time, as far as it can see.
+    added = 0.0
 
-    def __init__(self, request: HttpRequest, decision: Decision) -> None:
+    def __init__(
+        self, request: HttpRequest, decision: Decision, keys: Iterable[str] = _DEFAULT_KEYS
+    ) -> None:
         self.started = time.time()
         self.started_monotonic = time.perf_counter()
-        self.meta: dict[str, Any] = request.META
+        meta = request.META
+        self.meta: dict[str, Any] = {key: meta[key] for key in keys if key in meta}
         self.method = request.method
         self.path = request.path
         self.wants_request_body = decision.request_body
         self.wants_response_body = decision.response_body
         self.max_body_bytes = decision.max_body_bytes
-        self.request_body: bytes | None = None
-        self.request_size = _content_length(self.meta)
-        self.request_unread = False
-        self.response_body: bytes | None = None
-        self.response_size: int | None = None
-        self.response_is_file = False
-        self.response_truncated = False
-        self.response_type = ""
-        self.response_encoding = ""
-        self.reason_phrase = ""
-        self.route: str | None = None
-        self.kwargs: dict[str, Any] = {}
-        self.status = CLIENT_CLOSED_REQUEST
-        self.outcome = "completed"
-        self.error: str | None = None
-        self.user: str | None = None
-        self.duration = 0.0
-        self.producer_epoch = ""
-        self.seq = 0
+        self.request_size = _content_length(meta)
         request.__dict__[_ATTRIBUTE] = self
 
-    @property
-    def size(self) -> int:
-        """Bytes this exchange holds in memory, about."""
-        return 2048 + len(self.request_body or b"") + len(self.response_body or b"")
+    def weigh(self) -> int:
+        """Take down, and return, how many bytes this exchange holds in memory, about."""
+        self.weight = 2048 + len(self.request_body or b"") + len(self.response_body or b"")
+        return self.weight
 
     def read_request_body(self, request: HttpRequest) -> None:
         """Read the body before the view does, only where that changes nothing for the view.
@@ -105,23 +119,22 @@ class Exchange:
         the cap or than Django itself allows, is left alone: reading it here could leave the view
         an empty stream.
         """
-        if getattr(request, "_read_started", True):
-            return
-        recordable = is_recordable(self.meta.get("CONTENT_TYPE", ""))
         stream = request.__dict__.get("_stream")
-        if isinstance(stream, SpooledTemporaryFile):
+        size = self.request_size
+        buffered = isinstance(stream, SpooledTemporaryFile)
+        if stream is None or not (size or buffered) or getattr(request, "_read_started", True):
+            return
+        recordable = _is_recordable(self.meta.get("CONTENT_TYPE", ""))
+        if buffered:
             self._look_at(stream, recordable)
             return
-        size = self.request_size
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         if (
             not size
+            or not recordable
             or size > self.max_body_bytes
             or (limit is not None and size > limit)
-            or not recordable
         ):
-            return
-        if stream is None:
             return
         try:
             self.request_body = stream.read()
@@ -202,9 +215,10 @@ def exchange_of(request: HttpRequest | None) -> Exchange | None:
     return getattr(request, "__dict__", {}).get(_ATTRIBUTE)
 
 
-def _content_length(meta: dict[str, Any]) -> int | None:
+def _content_length(meta: Mapping[str, Any]) -> int | None:
+    length = meta.get("CONTENT_LENGTH")
     try:
-        return max(0, int(meta.get("CONTENT_LENGTH") or 0))
+        return max(0, int(length)) if length else 0
     except (TypeError, ValueError):
         return None
 

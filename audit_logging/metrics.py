@@ -1,9 +1,9 @@
 """The capture tier's metrics: a closed list, each with its meaning and what to do about it.
 
-They count in plain Python, so that the light tier needs no further package; where
-``prometheus_client`` is installed the same counts are exported through it. In its multiprocess
-mode that is file I/O, which a thread of our own does (:func:`export`): never the request thread,
-nor anybody under the lock that the request thread takes.
+They count in plain Python, under a lock that is held for one addition: the request thread takes
+it. Where ``prometheus_client`` is installed its registry asks us for the counts when it is
+scraped. In its multiprocess mode it wants to be told instead, which is file I/O and done by a
+thread of our own (:func:`export`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from .background import Loop
 
 try:
     import prometheus_client
+    import prometheus_client.core
 except ImportError:
     prometheus_client = None  # type: ignore[assignment]
 
@@ -89,24 +91,33 @@ class _Metric:
         self._values: dict[tuple[str, ...], float] = {}
         #: What export() has to hand on.
         self.due: dict[tuple[str, ...], float] = {}
-        self._exported = self._export()
+        self._exported = self._export() if _IN_FILES else None
         METRICS.append(self)
 
     def _export(self) -> Any:
         raise NotImplementedError
 
+    def family(self) -> Any:
+        """Return the present values as prometheus_client's registry wants them."""
+        raise NotImplementedError
+
     def value(self, **labels: str) -> float:
         """Return the count of this process; without labels, the sum over all of them."""
         if not labels and self.labels:
-            with _lock:
-                return sum(self._values.values())
+            return sum(self.values().values())
         return self._values.get(self._key(labels), 0.0)
 
+    def values(self) -> dict[tuple[str, ...], float]:
+        """Return the values of this process by their labels' values."""
+        with _lock:
+            values = dict(self._values)
+        return values or ({} if self.labels else {(): 0.0})
+
     def _key(self, labels: dict[str, str]) -> tuple[str, ...]:
-        return tuple(str(labels[name]) for name in self.labels)
+        return tuple([str(labels[name]) for name in self.labels]) if self.labels else ()
 
     def hand_on(self, key: tuple[str, ...], value: float) -> None:
-        """Give a change to prometheus_client."""
+        """Give a change to prometheus_client's files."""
         if self._exported is not None:
             self._apply(self._exported.labels(*key) if key else self._exported, value)
 
@@ -118,9 +129,15 @@ class Counter(_Metric):
     """A count that only grows."""
 
     def _export(self) -> Any:
-        if prometheus_client is None:
-            return None
         return prometheus_client.Counter(self.name, self.help, self.labels)
+
+    def family(self) -> Any:
+        family = prometheus_client.core.CounterMetricFamily(
+            self.name, self.help, labels=self.labels
+        )
+        for key, value in self.values().items():
+            family.add_metric(key, value)
+        return family
 
     def _apply(self, child: Any, value: float) -> None:
         child.inc(value)
@@ -132,8 +149,6 @@ class Counter(_Metric):
             self._values[key] = self._values.get(key, 0.0) + amount
             if _IN_FILES:
                 self.due[key] = self.due.get(key, 0.0) + amount
-            else:
-                self.hand_on(key, amount)
         if _IN_FILES:
             _exporter.ensure_running()
 
@@ -150,14 +165,18 @@ class Gauge(_Metric):
         super().__init__(name, help, labels)
 
     def _export(self) -> Any:
-        if prometheus_client is None:
-            return None
         return prometheus_client.Gauge(
             self.name,
             self.help,
             self.labels,
             multiprocess_mode=self.across,  # type: ignore[arg-type]
         )
+
+    def family(self) -> Any:
+        family = prometheus_client.core.GaugeMetricFamily(self.name, self.help, labels=self.labels)
+        for key, value in self.values().items():
+            family.add_metric(key, value)
+        return family
 
     def _apply(self, child: Any, value: float) -> None:
         child.set(value)
@@ -169,10 +188,16 @@ class Gauge(_Metric):
             self._values[key] = value
             if _IN_FILES:
                 self.due[key] = value
-            else:
-                self.hand_on(key, value)
         if _IN_FILES:
             _exporter.ensure_running()
+
+
+class _Collector:
+    """What prometheus_client's registry asks when it is scraped."""
+
+    def collect(self) -> Iterator[Any]:
+        for metric in METRICS:
+            yield metric.family()
 
 
 METRICS: list[_Metric] = []
@@ -246,3 +271,6 @@ spool_bytes = Gauge(
     # One file, which every process of the host measures.
     across="mostrecent",
 )
+
+if prometheus_client is not None and not _IN_FILES:
+    prometheus_client.REGISTRY.register(_Collector())

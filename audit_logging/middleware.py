@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from asyncio import CancelledError
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -16,7 +17,7 @@ from django.core.exceptions import MiddlewareNotUsed
 from django.http import FileResponse, HttpRequest, HttpResponseBase, StreamingHttpResponse
 
 from . import metrics
-from .capture import Exchange, describe, exchange_of
+from .capture import Exchange, describe, exchange_of, meta_keys
 from .conf import conf
 from .policy import Policy, make_snapshot
 from .transport import get_transport
@@ -39,6 +40,7 @@ class AuditMiddleware:
             raise MiddlewareNotUsed("AUDIT_LOGGING ENABLED is off")
         self.get_response: Callable[[HttpRequest], Any] = get_response
         self._policy: Callable[[], Policy] = make_snapshot()
+        self._keys = meta_keys(conf.HEADERS)
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
@@ -83,6 +85,7 @@ class AuditMiddleware:
     # the service.
 
     def _begin(self, request: HttpRequest) -> Exchange | None:
+        began = perf_counter()
         if exchange_of(request) is not None:
             # Installed twice: the outer one records it.
             return None
@@ -91,7 +94,7 @@ class AuditMiddleware:
             if decision.skip is not None:
                 metrics.skipped.inc(reason=decision.skip)
                 return None
-            exchange = Exchange(request, decision)
+            exchange = Exchange(request, decision, self._keys)
         except Exception:
             _internal_error("begin")
             return None
@@ -102,6 +105,7 @@ class AuditMiddleware:
                 # The view meets the same error (a caller that left, a body too large) if and
                 # when it reads.
                 logger.debug("the request body could not be read", exc_info=True)
+        exchange.added = perf_counter() - began
         return exchange
 
     def _abort(self, request: HttpRequest, exchange: Exchange, error: BaseException) -> None:
@@ -118,26 +122,30 @@ class AuditMiddleware:
         _submit(exchange)
 
     def _finish(self, request: HttpRequest, exchange: Exchange, response: HttpResponseBase) -> None:
+        began = perf_counter()
         try:
-            exchange.status = response.status_code
-            exchange.outcome = "failed" if response.status_code >= 500 else "completed"
-            exchange.response_type = response.headers.get("Content-Type", "")
-            exchange.response_encoding = response.headers.get("Content-Encoding", "")
-            exchange.reason_phrase = response.reason_phrase
+            exchange.status = status = response.status_code
+            if status >= 400:
+                exchange.reason_phrase = response.reason_phrase
+                if status >= 500:
+                    exchange.outcome = "failed"
+            headers = response.headers
+            exchange.response_type = headers.get("Content-Type", "")
+            if "Content-Encoding" in headers:
+                exchange.response_encoding = headers["Content-Encoding"]
             exchange.saw_request(request)
             if response.streaming:
                 _watch_stream(exchange, response)
                 return
             content: bytes = response.content
-            exchange.response_size = len(content)
-            if exchange.wants_response_body:
+            exchange.response_size = size = len(content)
+            # Of a larger one its size tells enough; do not hold the bytes until the sender comes.
+            if size <= exchange.max_body_bytes and exchange.wants_response_body:
                 exchange.response_body = content
-                if len(content) > exchange.max_body_bytes:
-                    # Its size tells enough; do not hold the bytes until the sender comes round.
-                    exchange.response_body = None
         except Exception:
             # What was seen so far is recorded all the same.
             _internal_error("finish")
+        exchange.added += perf_counter() - began
         _submit(exchange)
 
 

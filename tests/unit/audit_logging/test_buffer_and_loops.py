@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ def test_the_buffer_is_bounded_by_bytes_and_where_nobody_helps_by_count(
     events: int, size: int, steps: list[int | None], overflow: bool
 ) -> None:
     buffer = Buffer(events, size, overflow=overflow)
+    numbers, expected_numbers = count(), count()
     held: list[Exchange] = []
     for step in steps:
         if step is None:
@@ -60,17 +62,19 @@ def test_the_buffer_is_bounded_by_bytes_and_where_nobody_helps_by_count(
             held = held[2:]
         else:
             new = exchange(b"x" * step)
-            used = sum(item.size for item in held)
+            used = sum(item.weigh() for item in held)
             expected = None
             if len(held) >= events and not overflow:
                 expected = "buffer_full"
-            elif held and used + new.size > size:
+            elif held and used + new.weigh() > size:
                 expected = "buffer_bytes"
             else:
                 held.append(new)
-            assert buffer.put(new) == expected
+            assert buffer.put(new, numbers.__next__) == expected
+            # Also one that is refused has its number: it is missed by it.
+            assert new.seq == next(expected_numbers)
         assert len(buffer) == len(held)
-        assert buffer.bytes == sum(item.size for item in held)
+        assert buffer.bytes == sum(item.weigh() for item in held)
         assert buffer.nearly_full == (len(held) >= 0.8 * events or buffer.bytes >= 0.8 * size)
 
 
@@ -255,7 +259,8 @@ def test_a_fork_waits_until_nobody_is_within_prometheus(monkeypatch: pytest.Monk
             within.clear()
 
     monkeypatch.setattr(metrics.captured, "_exported", Slow())
-    thread = threading.Thread(target=metrics.captured.inc)
+    monkeypatch.setattr(metrics.captured, "due", {(): 1.0})
+    thread = threading.Thread(target=metrics.export)
     thread.start()
     assert entered.wait(5)
     threading.Timer(0.05, leave.set).start()
