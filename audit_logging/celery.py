@@ -6,17 +6,20 @@ own broker setting, and is not made the current app.
 
 from __future__ import annotations
 
+import base64
 import os
 from typing import Any
 
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
+from .batch import Batch
 from .conf import conf
 
 # The durable local broker is spelled durable:///path in any URL.
 TRANSPORT_ALIASES.setdefault("durable", "audit_logging.broker:Transport")
 
+APP_NAME = "audit_logging"
 DELIVER = "audit_logging.deliver"
 
 
@@ -55,7 +58,7 @@ def transport_options(broker_url: str) -> dict[str, Any]:
 
 def make_app() -> Celery:
     """Return the deliveries' app by the settings in force."""
-    app = Celery("audit_logging", set_as_current=False)
+    app = Celery(APP_NAME, set_as_current=False)
     configure(app, conf.broker_url())
     app.conf.task_default_queue = conf.CELERY_QUEUE
     app.conf.include = ["audit_logging.tasks"]
@@ -75,11 +78,12 @@ app = make_app()
 _producer: tuple[int, Celery] | None = None
 
 
-def send_batch(payload: str, count: int) -> None:
-    """Hand a batch of JSON lines to the broker; for background threads only.
+def send_batch(batch: bytes, count: int) -> None:
+    """Hand a batch (see batch.py) to the broker; for background threads only.
 
     :raises Exception: whatever the broker's client raises; the batch was not accepted.
     """
+    payload = base64.b64encode(batch).decode("ascii")
     _producer_app().send_task(
         DELIVER, args=(payload, count), queue=conf.CELERY_QUEUE, retry=False, ignore_result=True
     )

@@ -10,8 +10,7 @@ from django.conf import settings
 from django.core.signals import setting_changed
 
 from .options import AppSettings, option, url_of
-
-Level = Literal["none", "metadata", "request", "request_response"]
+from .rules import Level, Rule, from_option
 
 MEBIBYTE = 1 << 20
 
@@ -110,10 +109,17 @@ class LoggingSettings(AppSettings):
     FLAGS_SOURCE: Literal["database", "publisher", "settings"] = option(
         "database",
         "Where flags and endpoint rules come from: this service's own admin, the central admin "
-        "through the publisher, or these settings alone.",
+        "through the publisher, or these settings alone. The first two lie over the settings, and "
+        "their last answer is kept in DATA_DIR for a restart without them. In a test run nothing "
+        "is looked up: settings alone hold (see `audit_logging.testing.refresh_flags`).",
     )
     FLAGS_REFRESH_SECONDS: float = option(
-        2.0, "How often flags and rules are looked up.", unit="seconds", minimum=0.1, maximum=5
+        2.0,
+        "How often flags and rules are looked up, at the longest; each process varies it, so that "
+        "many do not ask at once.",
+        unit="seconds",
+        minimum=0.1,
+        maximum=5,
     )
     BROKER_URL: str = option(
         "",
@@ -133,9 +139,22 @@ class LoggingSettings(AppSettings):
     RESPONSE_BODIES: bool = option(True, "Record response bodies, until a flag says otherwise.")
     SAMPLE_RATE: float = option(
         1.0,
-        "Share of traces recorded, until a flag says otherwise; the rest is counted as sampled.",
+        "Share of traces recorded, until a flag says otherwise; the rest is counted as sampled. "
+        "The trace id of `traceparent` decides, so that all services keep the same traces; a "
+        "request without one is left to chance. A caller chooses its trace id: what must be "
+        "recorded whoever calls wants a rule with a `sample_rate` of 1.",
         minimum=0,
         maximum=1,
+    )
+    RULES: tuple[Rule, ...] = option(
+        (),
+        "Endpoint rules that ship with the service, tried from the first: each a dict with "
+        '`match` (`"substring"` or `"regex"`), `pattern`, `level` (as LEVEL) and, if wanted, '
+        "`sample_rate`. Rules from the admin are tried before them, so that an operator can "
+        "overrule a release; paths that no rule is about have LEVEL. In the environment as JSON: "
+        '`[{"match": "regex", "pattern": "^/login", "level": "metadata"}]`.',
+        convert=from_option,
+        type_text="list of rules",
     )
     EXCLUDE_PATHS: tuple[str, ...] = option(
         DEFAULT_EXCLUDED,
@@ -180,6 +199,14 @@ class LoggingSettings(AppSettings):
     BATCH_SIZE: int = option(
         100, "Events sent to Celery in one message.", unit="events", minimum=1, maximum=1000
     )
+    LINGER_SECONDS: float = option(
+        0.1,
+        "How long the background thread gathers events before it sends them: what a process that "
+        "is killed may lose, and what a quiet service's events wait.",
+        unit="seconds",
+        minimum=0,
+        maximum=2,
+    )
     BATCH_BYTES: int = option(
         4 * MEBIBYTE, "Bytes sent to Celery in one message.", unit="bytes", minimum=10_000
     )
@@ -199,6 +226,14 @@ class LoggingSettings(AppSettings):
     )
     DELIVERY_RETRIES: int = option(
         3, "Further tries before a batch goes to the worker's spool.", minimum=0, maximum=20
+    )
+    HEARTBEAT_SECONDS: float = option(
+        60.0,
+        "How often a process that captures reports how many events it has numbered, so that one "
+        "that is missing can be named; also how often it looks for killed processes of its host, "
+        "to report for them.",
+        unit="seconds",
+        minimum=0.1,
     )
     SHUTDOWN_SECONDS: float = option(
         2.0, "How long a stopping process may take to empty its buffer.", unit="seconds", minimum=0

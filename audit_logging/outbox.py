@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from json.encoder import encode_basestring_ascii
 
 from . import metrics
 from .breaker import Breaker
@@ -27,19 +26,10 @@ _WARN_EVERY = 10.0
 _PATIENCE = 5
 _LONGEST_DELAY = 300.0
 
-#: Sends one batch, lines of JSON, to the broker; raises when it is not accepted.
-Send = Callable[[str, int], None]
+#: Sends one batch, see batch.py, of so many events; raises when it is not accepted.
+Send = Callable[[bytes, int], None]
 #: What became of a batch: the counter of its place, and the labels.
 Outcome = tuple[metrics.Counter, dict[str, str]]
-
-
-def wire_size(line: str) -> int:
-    """Bytes of `line` in a message: kombu writes it as a JSON string in ASCII.
-
-    Redis and the durable broker carry messages in base64, which adds a third.
-    """
-    # The quotes around it are as long as the escaped line end that joins it to the next.
-    return len(encode_basestring_ascii(line))
 
 
 class Outbox:
@@ -64,17 +54,17 @@ class Outbox:
         self.sending_since: float | None = None
         self._replay_at = 0.0
 
-    def dispatch(self, payload: str, count: int) -> Outcome:
+    def dispatch(self, batch: bytes, count: int) -> Outcome:
         """Send a batch to the broker; spool it if that does not take it."""
-        if self.breaker.allows and self._try_send(payload, count):
+        if self.breaker.allows and self._try_send(batch, count):
             return metrics.queued, {}
-        return self.keep(payload, count, "broker_down")
+        return self.keep(batch, count, "broker_down")
 
-    def keep(self, payload: str, count: int, reason: str) -> Outcome:
+    def keep(self, batch: bytes, count: int, reason: str) -> Outcome:
         """Spool a batch, if it may be."""
         if self._options.OVERFLOW == "drop":
             return metrics.rejected, {"reason": "overflow_drop"}
-        record = Record(payload.encode(), headers=((EVENTS_HEADER, str(count).encode()),))
+        record = Record(batch, headers=((EVENTS_HEADER, str(count).encode()),))
         try:
             self.spool.append(STREAM, [record])
         except SpoolError as error:
@@ -111,7 +101,7 @@ class Outbox:
 
     def _replay_one(self, record: StoredRecord) -> float:
         count = int(dict(record.headers).get(EVENTS_HEADER) or b"1")
-        if not self._try_send(record.value.decode(), count):
+        if not self._try_send(record.value, count):
             excess = record.attempts - _PATIENCE
             delay = min(_LONGEST_DELAY, 2.0 ** min(excess, 16)) if excess >= 0 else 0.0
             self.spool.release(STREAM, [record], delay)
@@ -121,10 +111,10 @@ class Outbox:
         self._measure()
         return 0.0
 
-    def _try_send(self, payload: str, count: int) -> bool:
+    def _try_send(self, batch: bytes, count: int) -> bool:
         self.sending_since = time.monotonic()
         try:
-            self._send(payload, count)
+            self._send(batch, count)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
             self.breaker.failed()
             self.warn("the Celery broker does not take events; they are spooled: %s", error)

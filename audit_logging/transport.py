@@ -1,9 +1,13 @@
-"""Transport: from the buffer to Celery, in the background; to the local spool when that fails.
+"""Transport: from the buffer to the broker, in the background; to the local spool when that fails.
 
 Two threads serve one process's buffer. The *sender* builds events and sends them to the broker;
 where the broker fails it spools them, and when the broker is back it replays the spool. The
 *overflow* thread takes over when the sender is held up (a broker that does not answer can hold it
 for seconds) and the buffer is nearly full: it builds events and spools them.
+
+Both share the interpreter with the service, and whoever runs Python code holds it: up to 5 ms
+against a request that wants it back. So they work in short slices with naps between (see
+:class:`Slices`), and leave the long parts to code that lets go of it: compression, disk, network.
 """
 
 from __future__ import annotations
@@ -22,18 +26,41 @@ from functools import partial
 
 from . import metrics
 from .background import Loop
+from .batch import pack
 from .buffer import Buffer, Hand
 from .capture import Exchange
 from .conf import LoggingSettings, conf
 from .event import EventBuilder
-from .outbox import IDLE, STREAM, Outbox, Outcome, Send, wire_size
+from .outbox import IDLE, STREAM, Outbox, Outcome, Send
 
 __all__ = ["STREAM", "Send", "Transport", "get_transport", "set_transport"]
 
 logger = logging.getLogger(__name__)
 
-_LINGER = 0.02
 _HELD_UP = 0.05
+#: Seconds: how long a slice of work may hold the interpreter, and how long it is then left alone.
+_SLICE = 0.0001
+_NAP = 0.00005
+
+
+class Slices:
+    """Breaks long work into slices; called by the work at every point where it could pause.
+
+    :param hurry: says that naps cannot be afforded now.
+    """
+
+    def __init__(self, hurry: Callable[[], bool]) -> None:
+        self._hurry = hurry
+        self._began = time.perf_counter()
+
+    def __call__(self) -> None:
+        """Nap if the slice is over. A nap and not a mere release of the interpreter, which whoever
+        releases it takes again before the one that waits is awake."""
+        if time.perf_counter() - self._began < _SLICE:
+            return
+        if not self._hurry():
+            time.sleep(_NAP)
+        self._began = time.perf_counter()
 
 
 class Transport:
@@ -63,7 +90,7 @@ class Transport:
         )
         self.outbox.fresh()
         self._epoch = uuid.uuid4().hex
-        self._numbers = itertools.count()
+        self._number = itertools.count().__next__
         self._idle = True
         self._gathering = False
         self._refused: Counter[str] = Counter()
@@ -75,35 +102,37 @@ class Transport:
 
     def submit(self, exchange: Exchange) -> None:
         """Take an exchange; returns at once, whatever state everything else is in."""
-        if self._pid != os.getpid():
+        pid = os.getpid()
+        if self._pid != pid:
             # uWSGI forks without telling. A lock of this process's own: the first thread makes
             # the new buffer, and no second one takes it away again.
-            with self._locks.setdefault(os.getpid(), threading.Lock()):
-                if self._pid != os.getpid():
+            with self._locks.setdefault(pid, threading.Lock()):
+                if self._pid != pid:
                     self._fresh()
         exchange.producer_epoch = self._epoch
-        exchange.seq = next(self._numbers)
-        refused = self.buffer.put(exchange)
+        refused = self.buffer.put(exchange, self._number)
         if refused is not None:
             metrics.rejected.inc(reason=refused)
             self._refused[refused] += 1
-        self._sender.ensure_running()
         if refused is not None or self.buffer.nearly_full:
+            self._sender.ensure_running()
             self._sender.wake()
             self._overflow.ensure_running()
             self._overflow.wake()
         elif self._idle:
             # One request in many wakes the sender: it then gathers what comes, and its work does
             # not fall into the request that woke it.
+            self._sender.ensure_running()
             self._idle = False
             self._sender.wake()
 
     # -- background threads ---------------------------------------------------------------
 
     def _send_step(self) -> float:
+        linger = self._options.LINGER_SECONDS
         if not self._gathering and len(self.buffer) and not self.buffer.nearly_full:
             self._gathering = True
-            return _LINGER
+            return linger
         self._gathering = False
         hand = self._sender_hand
         with hand.at_work:
@@ -115,10 +144,10 @@ class Transport:
         # Also while there is traffic, which may never end.
         pause = self.outbox.replay()
         if taken:
-            return min(pause, _LINGER)
+            return min(pause, linger)
         self._idle = True
         # One that came since, and saw no need to wake anybody.
-        return _LINGER if len(self.buffer) else pause
+        return linger if len(self.buffer) else pause
 
     def _overflow_step(self) -> float:
         since = self.outbox.sending_since
@@ -141,14 +170,17 @@ class Transport:
         return 0.0 if taken else _HELD_UP / 2
 
     def _work_off(
-        self, hand: Hand, place: Callable[[str, int], Outcome], until: float | None = None
+        self, hand: Hand, place: Callable[[bytes, int], Outcome], until: float | None = None
     ) -> None:
         """Bring what is in `hand` to a place, batch by batch; begin no event after `until`."""
+        in_hurry = until is not None
+        breathe = Slices(lambda: in_hurry or self.buffer.nearly_full)
         # Made here, as two threads must not share one; it is light.
-        builder = EventBuilder(self._options)
+        builder = EventBuilder(self._options, breathe)
         while (exchange := hand.next()) is not None:
             if until is not None and time.monotonic() >= until:
                 break
+            breathe()
             try:
                 line = builder.encode(builder.build(exchange))
             except Exception:
@@ -156,17 +188,17 @@ class Transport:
                 if hand.encoded(exchange, None):
                     metrics.rejected.inc(reason="build_failed")
                 continue
-            size = wire_size(line)
-            if hand.size and hand.size + size > self._options.BATCH_BYTES:
+            size = len(line) if line.isascii() else len(line.encode())
+            if hand.size and hand.size + size >= self._options.BATCH_BYTES:
                 self._place(hand, place)
             # Not ours any more: flush() has it, and its line would be a second event.
-            hand.encoded(exchange, line, size)
+            hand.encoded(exchange, line, size + 1)
         self._place(hand, place)
 
-    def _place(self, hand: Hand, place: Callable[[str, int], Outcome]) -> None:
+    def _place(self, hand: Hand, place: Callable[[bytes, int], Outcome]) -> None:
         lines = hand.lines()
         if lines:
-            counter, labels = place("\n".join(lines), len(lines))
+            counter, labels = place(pack(lines), len(lines))
             if hand.placed():
                 counter.inc(len(lines), **labels)
 
@@ -190,10 +222,10 @@ class Transport:
         idle = [hand.at_work.acquire(timeout=max(0.0, half - time.monotonic())) for hand in others]
         sender_idle = idle[0]
 
-        def place(payload: str, count: int) -> Outcome:
+        def place(batch: bytes, count: int) -> Outcome:
             if sender_idle and time.monotonic() < half:
-                return self.outbox.dispatch(payload, count)
-            return keep(payload, count)
+                return self.outbox.dispatch(batch, count)
+            return keep(batch, count)
 
         hand = Hand()
         try:
