@@ -6,6 +6,8 @@ lets go of the interpreter, and everything behind it moves a quarter of the byte
 
 from __future__ import annotations
 
+import base64
+import binascii
 import zlib
 from collections.abc import Sequence
 
@@ -39,3 +41,68 @@ def unpack(batch: bytes) -> list[str]:
         return text.decode().split("\n")
     except (zlib.error, UnicodeDecodeError) as error:
         raise BatchUnreadable(f"The batch is damaged: {error}") from error
+
+
+class Batch:
+    """A batch as it travels, unpacked only where somebody has to look into it.
+
+    :ivar packed: the bytes, as :func:`pack` made them.
+    :ivar count: how many events it holds, as its sender said.
+    """
+
+    __slots__ = ("_lines", "count", "packed")
+
+    def __init__(self, packed: bytes, count: int) -> None:
+        self.packed = packed
+        self.count = count
+        self._lines: list[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Batch({self.count} events, {len(self.packed)} bytes)"
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> Batch:
+        """Return the batch of `lines`."""
+        batch = cls(pack(lines), len(lines))
+        batch._lines = list(lines)
+        return batch
+
+    @classmethod
+    def from_message(cls, payload: str, count: int) -> Batch:
+        """Return the batch of a Celery message: base64, or the plain lines of an older version.
+
+        :raises BatchUnreadable: it is neither.
+        """
+        if payload.startswith("{"):
+            return cls.of(payload.split("\n"))
+        try:
+            value = base64.b64decode(payload, validate=True)
+        except (ValueError, binascii.Error) as error:
+            raise BatchUnreadable(f"The message is not base64: {error}") from error
+        return cls.from_record(value, count)
+
+    @classmethod
+    def from_record(cls, value: bytes, count: int) -> Batch:
+        """Return the batch that a spool's record holds: packed, or one or more plain lines.
+
+        :raises BatchUnreadable: it is neither.
+        """
+        if not value.startswith(b"{"):
+            return cls(value, count)
+        try:
+            return cls.of(value.decode().split("\n"))
+        except UnicodeDecodeError as error:
+            raise BatchUnreadable(f"The lines are not UTF-8: {error}") from error
+
+    def message(self) -> str:
+        """Return what goes into a Celery message, which is JSON."""
+        return base64.b64encode(self.packed).decode("ascii")
+
+    def lines(self) -> list[str]:
+        """Return the events, one JSON text each.
+
+        :raises BatchUnreadable: the bytes are damaged.
+        """
+        if self._lines is None:
+            self._lines = unpack(self.packed)
+        return self._lines

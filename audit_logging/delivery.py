@@ -1,24 +1,37 @@
-"""Delivery: from a Celery worker to the publisher; kept in a spool when that does not take it.
+"""Delivery: from a worker to where events are durable; kept in a spool when that takes none.
 
 A batch ends in one of three places, each durable: with the publisher (it answered that it is), in
-the worker's delivery spool (to be sent again), or in the dead-letter store (it is refused for
-good). Several processes drain one spool, each record leased to one of them.
+this host's delivery spool (to be sent again), or among the dead letters (it is refused for good).
+Several processes drain one spool, each record leased to one of them.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from . import metrics
+from . import dead_letter_file, metrics
 from .background import Loop
+from .batch import Batch
 from .breaker import Breaker
 from .conf import LoggingSettings, conf
-from .exceptions import Declined, DeliveryRefused, RetryLater, SpoolError, SpoolFull
-from .publisher_client import BATCH_PATH, Delivered, Publisher
+from .dead_letter_file import DEAD_STREAM
+from .exceptions import (
+    BatchUnreadable,
+    Declined,
+    DeliveryRefused,
+    RetryLater,
+    SpoolError,
+    SpoolFull,
+)
+from .outcome import Delivered, Refusal, Target
+from .publisher_client import BATCH_PATH, Publisher
 from .spool import DurableQueue, Record, StoredRecord
 
 __all__ = [
@@ -27,6 +40,7 @@ __all__ = [
     "RETRY_STREAM",
     "Delivered",
     "Deliverer",
+    "PerProcess",
     "Publisher",
     "get_deliverer",
     "get_publisher",
@@ -34,9 +48,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Streams of the delivery spool: batches to send again, and single events refused for good.
+T = TypeVar("T")
+
+#: The stream of the delivery spool: batches to send again.
 RETRY_STREAM = "delivery"
-DEAD_STREAM = "dead-letters"
 
 #: A batch declined so often is split, so that only the event at fault waits; its parts at once.
 SPLIT_AFTER = 3
@@ -46,21 +61,26 @@ GIVE_UP_AFTER = 15
 GIVE_UP_SECONDS = 3600.0
 #: Seconds that a declined batch waits: doubled each time, to this.
 LONGEST_DELAY = 300.0
+#: Seconds that a worker waits for the next try with a batch in hand; longer is the spool's affair.
+LONGEST_PAUSE = 2.0
 
-_PART = "part"
+_EVENTS, _PART = "events", "part"
 
 
 class Deliverer:
-    """Sends batches, retries, and keeps what cannot be sent; one per worker process."""
+    """Sends batches, retries, and keeps what cannot be sent; one per process.
+
+    :param target: where batches go.
+    """
 
     def __init__(
         self,
-        publisher: Publisher,
+        target: Target,
         options: LoggingSettings = conf,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._publisher = publisher
+        self.target = target
         self._options = options
         self._sleep = sleep
         self._clock = clock
@@ -69,59 +89,85 @@ class Deliverer:
             max_bytes=options.SPOOL_MAX_BYTES,
             clock=clock,
         )
-        self.dead_letters = DurableQueue(
-            options.DATA_DIR / "dead-letters.sqlite3", max_bytes=options.SPOOL_MAX_BYTES
-        )
+        self.dead_letters = dead_letter_file.open_file(options)
         self.breaker = Breaker()
         self._drain = Loop(self.drain_step, name="audit-delivery-drain")
+        self._letters = Loop(self._letters_step, name="audit-dead-letters")
 
     def start(self) -> None:
-        """Begin to replay the spool in the background."""
+        """Begin to replay the spool, and to move dead letters, in the background."""
         self._drain.ensure_running()
+        if self._options.DEAD_LETTERS == "database":
+            self._letters.ensure_running()
 
     def stop(self) -> None:
-        """End the background replay."""
+        """End the background work."""
         self._drain.stop(1.0)
+        self._letters.stop(1.0)
 
-    def deliver(self, payload: str) -> None:
-        """Bring one batch to a durable place.
+    # -- one batch --------------------------------------------------------------------------
+
+    def deliver(self, payload: str, events: int) -> None:
+        """Bring the batch of one Celery message to a durable place.
 
         :raises SpoolError: the publisher is away and the spool does not take it either; the
             broker still has it.
         """
-        lines = payload.split("\n")
+        try:
+            batch = Batch.from_message(payload, events)
+        except BatchUnreadable as error:
+            self._bury([_damaged(payload.encode("utf-8", "replace"), events, error)])
+            return
         tries = 1 + self._options.DELIVERY_RETRIES
         for attempt in range(tries):
             if not self.breaker.allows:
                 break
             try:
-                again = self._send(lines)
+                again = self._send(batch)
             except RetryLater as error:
-                if attempt + 1 < tries:
-                    self._sleep(max(self._pause(attempt), min(error.retry_after or 0.0, 2.0)))
+                asked = error.retry_after or 0.0
+                # Who asks for a longer pause than a worker can make gets it.
+                if attempt + 1 < tries and asked <= LONGEST_PAUSE:
+                    self._sleep(max(self._pause(attempt), asked))
                     continue
                 self.breaker.failed(error.retry_after)
                 logger.warning("deliveries are spooled: %s", error)
                 break
             except Declined as error:
-                logger.warning("%s events are not taken, and spooled: %s", len(lines), error)
+                logger.warning("%s events are not taken, and spooled: %s", batch.count, error)
                 break
             self.breaker.succeeded()
             if not again:
                 return
-            lines = again
+            batch = Batch.of(again)
             if attempt + 1 < tries:
                 self._sleep(self._pause(attempt))
-        self._keep(lines)
+        self._keep(batch)
+
+    def hand_over(self, batch: Batch) -> None:
+        """Bring one batch to a durable place with a single try, for callers that have a spool.
+
+        :raises RetryLater: the publisher is away; the caller still has the batch.
+        :raises SpoolError: a part of it could not be kept; the caller still has the batch.
+        """
+        try:
+            again = self._send(batch)
+        except Declined as error:
+            # Here and not with the caller: this spool finds the event at fault.
+            logger.warning("%s events are not taken, and spooled: %s", batch.count, error)
+            self._keep(batch)
+            return
+        if again:
+            self._keep(Batch.of(again))
 
     @staticmethod
     def _pause(attempt: int) -> float:
-        return min(2.0, 0.1 * 2**attempt) * (0.5 + random.random())  # noqa: S311
+        return min(LONGEST_PAUSE, 0.1 * 2**attempt) * (0.5 + random.random())  # noqa: S311
 
-    def _send(self, lines: list[str]) -> list[str]:
+    def _send(self, batch: Batch) -> list[str]:
         """Send; account for what was settled; return the lines to send again."""
         try:
-            result = self._publisher.send(lines)
+            result = self.target.send(batch)
         except RetryLater:
             metrics.delivery_failures.inc(reason="unavailable")
             raise
@@ -129,16 +175,19 @@ class Deliverer:
             metrics.delivery_failures.inc(reason="declined")
             raise
         except DeliveryRefused as error:
-            result = Delivered(refused=[(line, str(error)) for line in lines])
+            refusal = Refusal(batch.lines()[0], str(error), error.status)
+            result = Delivered(refused=[refusal])
+        except BatchUnreadable as error:
+            result = Delivered(refused=[_damaged(batch.packed, batch.count, error)])
         for status, count in result.stored.items():
             metrics.delivered.inc(count, status=status)
         if result.refused:
             self._bury(result.refused)
         return result.again
 
-    def _keep(self, lines: list[str]) -> None:
-        self.spool.append(RETRY_STREAM, [_record(lines)])
-        metrics.spooled.inc(len(lines), reason="publisher_down")
+    def _keep(self, batch: Batch) -> None:
+        self.spool.append(RETRY_STREAM, [_record(batch)])
+        metrics.spooled.inc(batch.count, reason="publisher_down")
         self._measure()
         self.start()
 
@@ -149,25 +198,23 @@ class Deliverer:
             # The next write says what is wrong with it.
             pass
 
-    def _bury(self, refused: list[tuple[str, str]]) -> None:
+    def _bury(self, refused: list[Refusal]) -> None:
         try:
-            self._to_dead_letters(refused)
+            dead_letter_file.bury(self.dead_letters, refused)
         except SpoolFull as error:
             # To wait for room would hold up every good event behind these.
-            metrics.rejected.inc(len(refused), reason="dead_letters_full")
-            logger.error("%s events are LOST, refused for good: %s", len(refused), error)
+            lost = sum(refusal.events for refusal in refused)
+            metrics.rejected.inc(lost, reason="dead_letters_full")
+            logger.error("%s events are LOST, refused for good: %s", lost, error)
+        self.start()
 
-    def _to_dead_letters(self, refused: list[tuple[str, str]]) -> None:
-        records = [
-            Record(line.encode(), headers=(("reason", why.encode()),)) for line, why in refused
-        ]
-        self.dead_letters.append(DEAD_STREAM, records)
-        metrics.dead_lettered.inc(len(refused))
-        logger.error(
-            "%s events are refused for good and kept as dead letters: %s",
-            len(refused),
-            refused[0][1],
-        )
+    # -- in the background ------------------------------------------------------------------
+
+    def _letters_step(self) -> float:
+        # Not at the top: it holds a model, which wants Django's apps to be there.
+        from .dead_letters import Mover
+
+        return Mover(self.dead_letters, self.target, self.breaker, self._options).step()
 
     def drain_step(self) -> float:
         """Send one batch of the spool; return the seconds until the next is due."""
@@ -185,55 +232,68 @@ class Deliverer:
         if not records:
             return 1.0
         record = records[0]
-        lines = record.value.decode().split("\n")
+        count = int(dict(record.headers).get(_EVENTS) or b"1")
         try:
-            again = self._send(lines)
+            batch = Batch.from_record(record.value, count)
+            again = self._send(batch)
+        except BatchUnreadable as error:
+            self._bury([_damaged(record.value, count, error)])
+            self.spool.settle(RETRY_STREAM, records)
+            return 0.0
         except RetryLater as error:
             self.breaker.failed(error.retry_after)
             # It says nothing of this batch, which stays the first.
             self.spool.release(RETRY_STREAM, records, tried=False)
             return 0.5
         except Declined as error:
-            self._declined(record, lines, error)
+            self._declined(record, batch, error)
             return 0.0
         self.breaker.succeeded()
-        if len(again) == len(lines):
+        if len(again) == batch.count:
             self.spool.release(RETRY_STREAM, records, self._delay(record))
             return 0.0
         if again:
             try:
                 # Stored again before the old record goes: a crash between leaves both, and the
                 # lake has each event once.
-                self.spool.append(RETRY_STREAM, [_record(again, record.timestamp)])
+                self.spool.append(RETRY_STREAM, [_record(Batch.of(again), record.timestamp)])
             except SpoolFull:
                 # So it does if all are sent again.
                 self.spool.release(RETRY_STREAM, records, self._delay(record))
                 return 0.0
         if self.spool.settle(RETRY_STREAM, records):
-            metrics.replayed.inc(len(lines) - len(again), spool="delivery")
+            metrics.replayed.inc(batch.count - len(again), spool="delivery")
         self._measure()
         return 0.0
 
-    def _declined(self, record: StoredRecord, lines: list[str], error: Declined) -> None:
+    def _declined(self, record: StoredRecord, batch: Batch, error: Declined) -> None:
         """Put aside a batch that is not taken, so that the others pass."""
         try:
-            if error.by_content and len(lines) > 1:
+            if error.by_content and batch.count > 1:
                 if record.attempts >= SPLIT_AFTER or _PART in dict(record.headers):
-                    self._split(record, lines)
+                    self._split(record, batch.lines())
                     return
             elif error.by_content and self._hopeless(record):
-                self._to_dead_letters([(lines[0], str(error))])
+                dead_letter_file.bury(
+                    self.dead_letters, [Refusal(batch.lines()[0], str(error), error.status)]
+                )
                 self.spool.settle(RETRY_STREAM, [record])
                 self._measure()
                 return
+        except BatchUnreadable as damage:
+            self._bury([_damaged(batch.packed, batch.count, damage)])
+            self.spool.settle(RETRY_STREAM, [record])
+            return
         except SpoolFull as full:
-            logger.warning("%s events that are not taken stay in the spool: %s", len(lines), full)
+            logger.warning("%s events that are not taken stay in the spool: %s", batch.count, full)
         self.spool.release(RETRY_STREAM, [record], self._delay(record))
 
     def _split(self, record: StoredRecord, lines: list[str]) -> None:
         middle = len(lines) // 2
         parts = [
-            _record(half, record.timestamp, part=True) for half in (lines[:middle], lines[middle:])
+            _record(Batch.of(half), record.timestamp, part=True)
+            for half in (lines[:middle], lines[middle:])
+            if half
         ]
         # Before the old one goes: see drain_step().
         self.spool.append(RETRY_STREAM, parts)
@@ -248,28 +308,52 @@ class Deliverer:
         return min(LONGEST_DELAY, 2.0 ** min(record.attempts, 16)) * (0.75 + random.random() / 2)  # noqa: S311
 
 
-def _record(lines: list[str], timestamp: int = 0, *, part: bool = False) -> Record:
-    headers: tuple[tuple[str, bytes], ...] = (("events", str(len(lines)).encode()),)
+def _record(batch: Batch, timestamp: int = 0, *, part: bool = False) -> Record:
+    headers: tuple[tuple[str, bytes], ...] = ((_EVENTS, str(batch.count).encode()),)
     if part:
         headers += ((_PART, b"1"),)
-    return Record("\n".join(lines).encode(), headers=headers, timestamp=timestamp)
+    return Record(batch.packed, headers=headers, timestamp=timestamp)
 
 
-_publisher: tuple[int, Publisher] | None = None
-_deliverer: tuple[int, Deliverer] | None = None
+def _damaged(value: bytes, events: int, error: Exception) -> Refusal:
+    return Refusal(base64.b64encode(value).decode("ascii"), str(error), events=events)
 
 
-def get_publisher() -> Publisher:
-    """Return this process's client of the publisher."""
-    global _publisher
-    if _publisher is None or _publisher[0] != os.getpid():
-        _publisher = (os.getpid(), Publisher())
-    return _publisher[1]
+class PerProcess(Generic[T]):
+    """One thing for each process, made on first use: connections never cross a fork.
+
+    :param make: makes it.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: tuple[int, T] | None = None
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __call__(self) -> T:
+        """Return this process's."""
+        pid = os.getpid()
+        made = self._made
+        if made is not None and made[0] == pid:
+            return made[1]
+        # A lock of this process's own: one that a fork copied may be locked for ever.
+        with self._locks.setdefault(pid, threading.Lock()):
+            if self._made is None or self._made[0] != pid:
+                self._made = (pid, self._make())
+            return self._made[1]
+
+    def forget(self) -> None:
+        """Make a new one at the next call. For tests."""
+        self._made = None
 
 
-def get_deliverer() -> Deliverer:
-    """Return this process's deliverer."""
-    global _deliverer
-    if _deliverer is None or _deliverer[0] != os.getpid():
-        _deliverer = (os.getpid(), Deliverer(get_publisher()))
-    return _deliverer[1]
+def _make_deliverer() -> Deliverer:
+    from .handover import make_target
+
+    return Deliverer(make_target(conf))
+
+
+#: Return this process's client of the publisher.
+get_publisher = PerProcess(Publisher)
+#: Return this process's deliverer.
+get_deliverer = PerProcess(_make_deliverer)

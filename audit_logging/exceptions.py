@@ -5,6 +5,7 @@ AuditLoggingError
 ├── SpoolError
 │   ├── SpoolFull            count the records as dropped, or refuse them
 │   └── SpoolUnavailable     the disk failed: same, and try again later
+├── DeliveryUnavailable     DELIVERY asks for what is not installed: set it up
 └── DeliveryError
     ├── RetryLater           the publisher is away: keep the batch and send it again
     ├── Declined             this batch is not taken: let others pass, and try it again later
@@ -20,6 +21,10 @@ class AuditLoggingError(Exception):
 
 class BatchUnreadable(AuditLoggingError):
     """The bytes of a batch are damaged."""
+
+
+class DeliveryUnavailable(AuditLoggingError):
+    """This installation cannot deliver in the way that DELIVERY asks for."""
 
 
 class SpoolError(AuditLoggingError):
@@ -54,12 +59,23 @@ class Declined(DeliveryError):
 
     :ivar by_content: whether what the batch holds may be the reason. Never so for an answer that
         asks who we are, nor for one that is not understood.
+    :ivar status: the HTTP status of the answer, where there was one.
     """
 
-    def __init__(self, message: str, *, by_content: bool = False) -> None:
+    def __init__(
+        self, message: str, *, by_content: bool = False, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.by_content = by_content
+        self.status = status
 
 
 class DeliveryRefused(DeliveryError):
-    """The publisher refuses this batch for good (signature, size, form)."""
+    """The publisher refuses this batch, of one event, for good (size, form).
+
+    :ivar status: the HTTP status of the answer, where there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

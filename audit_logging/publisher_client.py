@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
 import urllib3
 
+from .batch import Batch
 from .conf import LoggingSettings, conf
 from .exceptions import Declined, DeliveryRefused, RetryLater
+from .outcome import Delivered, Refusal
 from .signing import Signer, SigningError
 
 BATCH_PATH = "/v1/logs/api-requests:batch"
@@ -21,39 +24,53 @@ FLAGS_PATH = "/v1/config/"
 #: The publisher says that the batch itself is at fault.
 _REFUSED = frozenset({400, 413, 415, 422})
 #: Nobody's batch would be taken now.
-_AWAY = frozenset({408, 429, 502, 503, 504})
+_AWAY = frozenset({408, 425, 429, 502, 503, 504})
 #: Asks who we are: a key to be registered, a clock to be set. No event is the reason.
 _STRANGER = frozenset({401, 407})
 
+#: An answer has a few hundred bytes for each event. What is longer is not the publisher's.
+_MAX_ANSWER = 16 << 20
 
-@dataclass
-class Delivered:
-    """What the publisher said of each event of a batch, as JSON lines.
 
-    :ivar stored: how many are durable, by status (``published`` or ``spooled``).
-    :ivar again: lines that may be sent again.
-    :ivar refused: (line, reason) of those refused for good.
-    """
+class _Answer:
+    """A response, read to its end."""
 
-    stored: dict[str, int] = field(default_factory=dict)
-    again: list[str] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)
+    def __init__(self, response: urllib3.BaseHTTPResponse, data: bytes) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.data = data
+
+    def problem(self) -> str:
+        """One line on what the publisher said."""
+        text = self.data[:500].decode("utf-8", "replace")
+        return f"the publisher answered {self.status}: {' '.join(text.split())}"
 
 
 class Publisher:
-    """The publisher, over HTTP; one per process, as it keeps connections open."""
+    """The publisher, over HTTP; one per process, as it keeps connections open.
+
+    :param connect_timeout: seconds for a connection; by default 3 at most.
+    :param timeout: seconds for each answer as a whole; by default DELIVERY_TIMEOUT.
+    """
 
     def __init__(
-        self, options: LoggingSettings = conf, clock: Callable[[], float] = time.time
+        self,
+        options: LoggingSettings = conf,
+        clock: Callable[[], float] = time.time,
+        *,
+        connect_timeout: float = 3.0,
+        timeout: float | None = None,
     ) -> None:
         self._options = options
         self._clock = clock
         self._base = options.PUBLISHER_URL.rstrip("/")
-        timeout = options.DELIVERY_TIMEOUT
+        self._timeout = options.DELIVERY_TIMEOUT if timeout is None else timeout
         self._pool = urllib3.PoolManager(
             maxsize=4,
             retries=False,
-            timeout=urllib3.Timeout(connect=min(3.0, timeout), read=timeout),
+            timeout=urllib3.Timeout(
+                connect=min(connect_timeout, self._timeout), read=self._timeout
+            ),
         )
         self._signer = (
             Signer(options.CONSUMER_ID, options.KEY_VERSION, options.PRIVATE_KEY_PATH)
@@ -61,32 +78,33 @@ class Publisher:
             else None
         )
 
-    def send(self, lines: list[str]) -> Delivered:
-        """Post one batch.
+    def send(self, batch: Batch) -> Delivered:
+        """Post one batch, the very bytes it travels as.
 
         :raises RetryLater: the publisher is away; what is sent now will not be taken.
         :raises Declined: this batch is not known to be durable; others may fare better.
-        :raises DeliveryRefused: the batch as a whole is refused for good.
+        :raises DeliveryRefused: the batch, of one event, is refused for good.
+        :raises BatchUnreadable: it is refused, and its bytes are damaged.
         """
-        response = self._request(
+        answer = self._request(
             "POST",
             BATCH_PATH,
-            {"Content-Type": "application/x-ndjson"},
-            body="\n".join(lines).encode(),
+            {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"},
+            body=batch.packed,
         )
-        if response.status in _REFUSED:
-            if len(lines) > 1:
+        if answer.status in _REFUSED:
+            if len(batch.lines()) > 1:
                 # Too much at once, or one bad event among good ones.
-                return self._halves(lines)
-            raise DeliveryRefused(_problem(response))
-        if response.status in _AWAY:
-            raise RetryLater(_problem(response), _retry_after(response))
-        if not 200 <= response.status < 300:
+                return self._halves(batch.lines())
+            raise DeliveryRefused(answer.problem(), answer.status)
+        if answer.status in _AWAY:
+            raise RetryLater(answer.problem(), self._retry_after(answer))
+        if not 200 <= answer.status < 300:
             # A firewall that dislikes one event, a bug that one event meets; or a proxy that
             # redirects, a wrong address: there is somebody to mend it.
-            by_content = response.status >= 400 and response.status not in _STRANGER
-            raise Declined(_problem(response), by_content=by_content)
-        return _sort(lines, response)
+            by_content = answer.status >= 400 and answer.status not in _STRANGER
+            raise Declined(answer.problem(), by_content=by_content, status=answer.status)
+        return _sort(batch, answer)
 
     def flags(self, service_name: str, etag: str) -> tuple[dict[str, Any], str] | None:
         """Return the flags document of a service and its tag; None when `etag` still holds.
@@ -94,79 +112,115 @@ class Publisher:
         :raises RetryLater: the publisher does not answer, or not with a document.
         """
         headers = {"If-None-Match": etag} if etag else {}
-        response = self._request("GET", FLAGS_PATH + quote(service_name, safe=""), headers)
-        if response.status == 304:
+        answer = self._request("GET", FLAGS_PATH + quote(service_name, safe=""), headers)
+        if answer.status == 304:
             return None
-        if response.status != 200:
-            raise RetryLater(_problem(response))
+        if answer.status != 200:
+            raise RetryLater(answer.problem())
         try:
-            document = json.loads(response.data)
+            document = json.loads(answer.data)
         except ValueError as error:
             raise RetryLater(f"the publisher's flags are not JSON: {error}") from error
         if not isinstance(document, dict):
             raise RetryLater("the publisher's flags are not a JSON object")
-        return document, response.headers.get("ETag", "")
+        return document, answer.headers.get("ETag", "")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.clear()
 
     def _halves(self, lines: list[str]) -> Delivered:
         middle = len(lines) // 2
         total = Delivered()
         for part in (lines[:middle], lines[middle:]):
             try:
-                result = self.send(part)
+                result = self.send(Batch.of(part))
             except (RetryLater, Declined):
                 if not (total.stored or total.refused):
                     raise
                 # What the first half came to is known: only the second is sent again.
                 result = Delivered(again=part)
             except DeliveryRefused as error:
-                result = Delivered(refused=[(line, str(error)) for line in part])
-            for status, count in result.stored.items():
-                total.stored[status] = total.stored.get(status, 0) + count
-            total.again += result.again
-            total.refused += result.refused
+                result = Delivered(refused=[Refusal(part[0], str(error), error.status)])
+            total.add(result)
         return total
 
     def _request(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None
-    ) -> urllib3.BaseHTTPResponse:
+    ) -> _Answer:
+        deadline = time.monotonic() + self._timeout
         try:
             if self._signer is not None:
                 headers = headers | self._signer.headers(int(self._clock() * 1000))
-            return self._pool.request(
-                method, self._base + path, body=body, headers=headers, redirect=False
+            response = self._pool.request(
+                method,
+                self._base + path,
+                body=body,
+                headers=headers,
+                redirect=False,
+                preload_content=False,
             )
+            return self._read(response, deadline)
         except SigningError as error:
             raise RetryLater(str(error), 5.0) from error
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise RetryLater(f"the publisher at {self._base} does not answer: {error}") from error
 
+    def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> _Answer:
+        # By hand, as the timeout of a socket starts anew with each byte that drips in.
+        parts = []
+        size = 0
+        try:
+            while part := response.read1(1 << 16):
+                parts.append(part)
+                size += len(part)
+                if size > _MAX_ANSWER:
+                    raise RetryLater(f"the answer of {self._base} does not end")
+                if time.monotonic() > deadline:
+                    raise RetryLater(f"the answer of {self._base} takes too long")
+        except BaseException:
+            # It cannot be used again with half an answer in it.
+            response.close()
+            raise
+        response.release_conn()
+        return _Answer(response, b"".join(parts))
 
-def _sort(lines: list[str], response: urllib3.BaseHTTPResponse) -> Delivered:
+    def _retry_after(self, answer: _Answer) -> float | None:
+        """Seconds to wait, from either form of the header; None where it says nothing usable."""
+        value = answer.headers.get("Retry-After", "").strip()
+        if value.isascii() and value.isdigit():
+            return float(value[:9])
+        try:
+            when = parsedate_to_datetime(value)
+        except (ValueError, TypeError, IndexError):
+            return None
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+        return max(0.0, when.timestamp() - self._clock())
+
+
+def _sort(batch: Batch, answer: _Answer) -> Delivered:
     try:
-        items = json.loads(response.data)["items"]
-        statuses = [(item.get("status"), item) for item in items]
+        items = json.loads(answer.data)["items"]
+        statuses = [item.get("status") for item in items]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Declined("the publisher's answer is not understood") from error
-    if len(items) != len(lines):
-        raise Declined(f"the publisher answered {len(items)} of {len(lines)} events")
     result = Delivered()
-    for line, (status, item) in zip(lines, statuses, strict=True):
+    for status in statuses:
         if status in ("published", "spooled"):
             result.stored[status] = result.stored.get(status, 0) + 1
-        elif status == "rejected" and not item.get("retryable"):
-            result.refused.append((line, json.dumps(item.get("error"))))
+    if len(items) == batch.count == sum(result.stored.values()):
+        # As nearly always: nobody has to look into the batch.
+        return result
+    lines = batch.lines()
+    if len(items) != len(lines):
+        raise Declined(f"the publisher answered {len(items)} of {len(lines)} events")
+    for line, status, item in zip(lines, statuses, items, strict=True):
+        if status in ("published", "spooled"):
+            continue
+        if status == "rejected" and not item.get("retryable"):
+            result.refused.append(Refusal(line, json.dumps(item.get("error")), None))
         else:
             # Also what is not understood: an event is not given up on a guess.
             result.again.append(line)
     return result
-
-
-def _problem(response: urllib3.BaseHTTPResponse) -> str:
-    """One line on what the publisher said."""
-    text = response.data[:500].decode("utf-8", "replace").replace("\n", " ")
-    return f"the publisher answered {response.status}: {text}"
-
-
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isascii() and value.isdigit() else None

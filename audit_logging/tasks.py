@@ -10,20 +10,28 @@ from celery import shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
-from . import metrics
-from .celery import DELIVER
+from .celery import APP_NAME, DELIVER
 from .delivery import get_deliverer
+from .handover import celery_child_ends
 
 logger = logging.getLogger(__name__)
 
 REQUEUE_SECONDS = 1.0
 
+#: Whether this process, or the one it was forked from, is a worker of deliveries. A service's own
+#: workers import this module too, and leave the spools alone.
+_ours = False
+
 
 @shared_task(name=DELIVER, ignore_result=True)
 def deliver(payload: str, events: int) -> None:
-    """Bring one batch of JSON lines to the publisher, or to a durable place of this host."""
+    """Bring one batch to the publisher, or to a durable place of this host.
+
+    :param payload: the batch in base64; an older version sent JSON lines as they are.
+    :param events: how many it holds.
+    """
     try:
-        get_deliverer().deliver(payload)
+        get_deliverer().deliver(payload, events)
     except Exception as error:
         # Celery acknowledges what fails, which would lose the batch. It goes back to the broker;
         # the pause keeps a worker that can do nothing else from spinning.
@@ -32,25 +40,22 @@ def deliver(payload: str, events: int) -> None:
         raise Reject(error, requeue=True) from error
 
 
-@worker_process_init.connect(dispatch_uid="audit_logging.worker_process_init")
-def _child_started(**kwargs: Any) -> None:
-    # What an earlier run left in the spool goes on its way without waiting for new traffic.
-    get_deliverer().start()
-
-
 @worker_init.connect(dispatch_uid="audit_logging.worker_init")
 def _worker_started(sender: Any = None, **kwargs: Any) -> None:
+    global _ours
+    _ours = getattr(getattr(sender, "app", None), "main", None) == APP_NAME
     # Pools without child processes (threads, solo) send no worker_process_init.
-    pool = getattr(sender, "pool_cls", None)
-    if "prefork" not in str(pool):
+    if _ours and "prefork" not in str(getattr(sender, "pool_cls", None)):
         get_deliverer().start()
 
 
-@worker_process_shutdown.connect(dispatch_uid="audit_logging.worker_process_shutdown")
-def _child_ends(**kwargs: Any) -> None:
-    # A Celery child ends without running exit hooks.
-    from . import transport
+@worker_process_init.connect(dispatch_uid="audit_logging.worker_process_init")
+def _child_started(**kwargs: Any) -> None:
+    # What an earlier run left in the spool goes on its way without waiting for new traffic.
+    if _ours:
+        get_deliverer().start()
 
-    if transport._transport is not None:
-        transport._transport.flush()
-    metrics.export()
+
+worker_process_shutdown.connect(
+    celery_child_ends, weak=False, dispatch_uid="audit_logging.worker_process_shutdown"
+)
