@@ -163,7 +163,7 @@ class Producer:
             if self._offered and not self._is_due("again", now, _OFFER_AGAIN):
                 return []
             every = self._options.HEARTBEAT_SECONDS
-            news = self._count != self._reported and not self._ending
+            news = self._count != (self._reported or 0) and not self._ending
             if self._is_due("report", now, every, when=news):
                 self._offer_own("open")
                 if self._tally is not None:
