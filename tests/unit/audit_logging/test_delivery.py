@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import http.server
 import io
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from django.core.management import call_command
 
 from audit_logging import delivery, metrics, tasks
+from audit_logging.batch import Batch, pack
 from audit_logging.conf import LoggingSettings
 from audit_logging.delivery import (
     BATCH_PATH,
@@ -41,6 +44,7 @@ class Script:
 
     def __init__(self) -> None:
         self.stored: list[str] = []
+        self.bodies: list[bytes] = []
         self.requests: list[tuple[str, dict[str, str], list[str]]] = []
         self.answer: Callable[[list[str]], tuple[int, dict[str, str], bytes]] = self.take
 
@@ -59,8 +63,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         script: Script = self.server.script  # type: ignore[attr-defined]
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        lines = body.split("\n")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        script.bodies.append(body)
+        assert self.headers["Content-Encoding"] == "gzip"
+        try:
+            lines = [line for line in gzip.decompress(body).decode().split("\n") if line]
+        except (OSError, EOFError, zlib.error):
+            lines = []
         script.requests.append((self.path, dict(self.headers), lines))
         status, headers, answer = script.answer(lines)
         self.send_response(status)
@@ -114,9 +123,15 @@ def make(server: Any, options: Callable[..., LoggingSettings]) -> Iterator[Any]:
         deliverer.stop()
 
 
+def give(deliverer: Deliverer, lines: Sequence[str]) -> None:
+    """Deliver a batch as Celery's task does."""
+    batch = Batch.of(lines)
+    deliverer.deliver(batch.message(), batch.count)
+
+
 def waiting(deliverer: Deliverer) -> list[str]:
     records = deliverer.spool.read(RETRY_STREAM, 0)
-    return [line for record in records for line in record.value.decode().split("\n")]
+    return [line for record in records for line in Batch.from_record(record.value, 0).lines()]
 
 
 def dead(deliverer: Deliverer) -> list[str]:
@@ -129,9 +144,10 @@ def places(deliverer: Deliverer, script: Script) -> list[str]:
 
 def test_a_batch_is_stored(make: Any, script: Script, counted: Counted) -> None:
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     assert script.stored == LINES
     ((path, headers, _),) = script.requests
+    assert script.bodies == [pack(LINES)]  # the very bytes
     assert path == BATCH_PATH
     assert headers["Content-Type"] == "application/x-ndjson"
     assert counted(metrics.delivered, status="published") == 8
@@ -158,7 +174,7 @@ def test_each_event_by_its_own_answer(make: Any, script: Script, counted: Counte
 
     script.answer = answer
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     assert places(deliverer, script) == sorted(LINES)
     assert dead(deliverer) == [LINES[2], LINES[6]]
     assert waiting(deliverer) == [LINES[3], LINES[7]]
@@ -173,7 +189,7 @@ def test_each_event_by_its_own_answer(make: Any, script: Script, counted: Counte
     "answer",
     [
         (429, {"Retry-After": "1"}, b"{}"),
-        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b"{}"),
+        (503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"{}"),
         (503, {"Retry-After": "\xb2"}, b"{}"),
         (502, {}, b""),
         (200, {}, items({} for _ in range(8))),
@@ -185,7 +201,7 @@ def test_what_is_away_is_asked_again_and_then_from_the_spool(
 ) -> None:
     script.answer = lambda lines: answer
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     assert waiting(deliverer) == LINES
     assert dead(deliverer) == []
     assert len(script.requests) == 2
@@ -221,13 +237,13 @@ def test_a_batch_that_is_not_taken_waits_in_the_spool_and_stops_no_other(
 ) -> None:
     script.answer = lambda lines: answer
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     assert waiting(deliverer) == LINES
     assert dead(deliverer) == []
     assert len(script.requests) == 1
     script.answer = script.take
     other = json.dumps({"request_id": "other"})
-    deliverer.deliver(other)
+    give(deliverer, [other])
     assert deliverer.drain_step() == 0.0
     assert script.stored == [other, *LINES]
     assert waiting(deliverer) == []
@@ -242,7 +258,7 @@ def test_one_bad_event_costs_itself_alone(make: Any, script: Script, status: int
 
     script.answer = answer
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     assert dead(deliverer) == [LINES[0], LINES[5]]
     assert places(deliverer, script) == sorted(LINES)
     reason = dict(deliverer.dead_letters.read(DEAD_STREAM, 0)[0].headers)["reason"]
@@ -252,7 +268,7 @@ def test_one_bad_event_costs_itself_alone(make: Any, script: Script, status: int
 def test_too_much_at_once_is_split(make: Any, script: Script) -> None:
     script.answer = lambda lines: (413, {}, b"") if len(lines) > 2 else script.take(lines)
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     assert script.stored == LINES
 
 
@@ -264,7 +280,7 @@ def test_a_publisher_that_dies_half_way_through_a_split_batch(make: Any, script:
 
     script.answer = answer
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     assert script.stored == LINES[:4]
     assert waiting(deliverer) == LINES[4:]
 
@@ -275,7 +291,7 @@ def test_a_dead_port(make: Any, counted: Counted) -> None:
         port = closed.getsockname()[1]
     deliverer = make(PUBLISHER_URL=f"http://127.0.0.1:{port}")
     for line in LINES:
-        deliverer.deliver(line)
+        give(deliverer, [line])
     assert waiting(deliverer) == LINES
     # Two tries, and then the breaker keeps the others from asking.
     assert counted(metrics.delivery_failures, reason="unavailable") == 2
@@ -291,7 +307,7 @@ def test_a_publisher_that_does_not_answer_in_time(make: Any, script: Script) -> 
 
     script.answer = answer
     deliverer = make(DELIVERY_TIMEOUT=0.1, DELIVERY_RETRIES=0)
-    deliverer.deliver("\n".join(LINES))
+    give(deliverer, LINES)
     held.set()
     assert waiting(deliverer) == LINES
 
@@ -302,7 +318,7 @@ def test_the_spool_drains_by_itself_when_the_publisher_is_back(
     script.answer = lambda lines: (503, {}, b"")
     deliverer = make()
     for line in LINES:
-        deliverer.deliver(line)
+        give(deliverer, [line])
     assert waiting(deliverer) == LINES
     script.answer = script.take
     del deliverer.start
@@ -316,7 +332,7 @@ def test_the_spool_drains_by_itself_when_the_publisher_is_back(
 def test_drained_events_that_are_refused_or_to_be_sent_again(make: Any, script: Script) -> None:
     script.answer = lambda lines: (503, {}, b"")
     deliverer = make()
-    deliverer.deliver("\n".join(LINES[:2]))
+    give(deliverer, LINES[:2])
     deliverer.breaker.succeeded()
     script.answer = lambda lines: (
         200,
@@ -336,7 +352,7 @@ def test_full_dead_letters_hold_nothing_up_and_are_counted(
     script.answer = lambda lines: (400, {}, b"")
     deliverer = make(SPOOL_MAX_BYTES=100_000)
     for _ in range(4):
-        deliverer.deliver(json.dumps({"body": "x" * 40_000}))
+        give(deliverer, [json.dumps({"body": "x" * 40_000})])
     assert len(dead(deliverer)) == 2
     assert counted(metrics.rejected, reason="dead_letters_full") == 2
 
@@ -349,17 +365,17 @@ def test_a_batch_that_can_go_nowhere_is_given_back_to_the_broker(
     script.answer = lambda lines: (503, {}, b"")
     deliverer = make(DATA_DIR=tmp_path / "file" / "data")
     with pytest.raises(SpoolError):
-        deliverer.deliver("\n".join(LINES))
+        give(deliverer, LINES)
     monkeypatch.setattr(tasks, "get_deliverer", lambda: deliverer)
     monkeypatch.setattr(tasks, "REQUEUE_SECONDS", 0)
     with pytest.raises(Reject) as rejected:
-        tasks.deliver("\n".join(LINES), 8)
+        tasks.deliver(Batch.of(LINES).message(), 8)
     assert rejected.value.requeue
 
 
 def test_a_process_has_one_deliverer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "_publisher", None)
-    monkeypatch.setattr(delivery, "_deliverer", None)
+    monkeypatch.setattr(delivery.get_publisher, "_made", None)
+    monkeypatch.setattr(delivery.get_deliverer, "_made", None)
     assert delivery.get_deliverer() is delivery.get_deliverer()
     assert delivery.get_publisher() is delivery.get_publisher()
 
@@ -403,14 +419,14 @@ def test_deliveries_are_signed_and_a_rotated_key_is_read_again(
     path = tmp_path / "key.pem"
     first = write_key(path)
     deliverer = make(PRIVATE_KEY_PATH=path, CONSUMER_ID="shop-id", KEY_VERSION="3")
-    deliverer.deliver(LINES[0])
+    give(deliverer, [LINES[0]])
     second = write_key(path)
-    deliverer.deliver(LINES[1])
+    give(deliverer, [LINES[1]])
     verify(first, script.requests[0][1])
     verify(second, script.requests[1][1])
     assert script.requests[1][1]["WM-SEC.KEY-VERSION"] == "3"
     path.unlink()
-    deliverer.deliver(LINES[2])
+    give(deliverer, [LINES[2]])
     verify(second, script.requests[2][1])
 
 
@@ -422,7 +438,7 @@ def test_a_key_that_cannot_be_used_costs_no_event(
     if content is not None:
         path.write_bytes(content)
     deliverer = make(PRIVATE_KEY_PATH=path, CONSUMER_ID="shop-id")
-    deliverer.deliver(LINES[0])
+    give(deliverer, [LINES[0]])
     assert script.requests == []
     assert waiting(deliverer) == [LINES[0]]
     write_key(path)
@@ -450,14 +466,14 @@ def test_what_is_wrong_with_a_key_is_said(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_publisher_are_told_apart(make: Any, script: Script) -> None:
-    publisher = make()._publisher
+    publisher = make().target
     script.answer = lambda lines: (429, {"Retry-After": "7"}, b"slow\ndown")
     with pytest.raises(RetryLater, match="answered 429: slow down") as later:
-        publisher.send(LINES)
+        publisher.send(Batch.of(LINES))
     assert later.value.retry_after == 7
     script.answer = lambda lines: (422, {}, b"no")
     with pytest.raises(DeliveryRefused):
-        publisher.send(LINES[:1])
+        publisher.send(Batch.of(LINES[:1]))
 
 
 # -- the command -------------------------------------------------------------------------------
@@ -477,7 +493,7 @@ def test_the_spool_command(make: Any, script: Script, settings: Any, tmp_path: P
     assert not (tmp_path / "data").exists()  # looking makes nothing
     deliverer = make()
     script.answer = lambda lines: (400, {}, b"path is missing")
-    deliverer.deliver("\n".join(LINES[:2]))
+    give(deliverer, LINES[:2])
     shown = {row["spool"]: row["records"] for row in json.loads(command("--json"))}
     assert shown == {"capture": 0, "delivery": 0, "dead-letters": 2}
     assert "the oldest for" in command("status")

@@ -13,11 +13,13 @@ import pytest
 from audit_logging import metrics
 from audit_logging.conf import LoggingSettings
 from audit_logging.delivery import GIVE_UP_SECONDS, RETRY_STREAM, Deliverer, Publisher
+from audit_logging.outcome import Refusal
 from tests.unit.audit_logging.test_delivery import (
     LINES,
     Counted,
     Script,
     dead,
+    give,
     items,
     script,
     server,
@@ -78,9 +80,9 @@ def test_only_the_event_at_fault_waits_and_then_becomes_a_dead_letter(
     script.answer = firewall(script, status)
     deliverer = make()
     good = [json.dumps({"request_id": f"good-{n}"}) for n in range(200)]
-    deliverer.deliver("\n".join([*good[:50], BAD, *good[50:100]]))
+    give(deliverer, [*good[:50], BAD, *good[50:100]])
     for n in range(100, 200, 10):
-        deliverer.deliver("\n".join(good[n : n + 10]))
+        give(deliverer, good[n : n + 10])
     assert sorted(script.stored) == sorted(good[100:])
     assert deliverer.breaker.closed
     drain(deliverer, clock, 15)
@@ -106,8 +108,8 @@ def test_what_no_event_is_the_reason_for_costs_no_event(
 ) -> None:
     script.answer = lambda lines: (status, {}, body)
     deliverer = make()
-    deliverer.deliver("\n".join(LINES))
-    deliverer.deliver(BAD)
+    give(deliverer, LINES)
+    give(deliverer, [BAD])
     drain(deliverer, clock, 5 * GIVE_UP_SECONDS)
     assert sorted(waiting(deliverer)) == sorted([*LINES, BAD])
     assert dead(deliverer) == []
@@ -122,7 +124,7 @@ def test_the_time_that_the_publisher_was_away_does_not_count_against_an_event(
 ) -> None:
     script.answer = lambda lines: (503, {}, b"")
     deliverer = make()
-    deliverer.deliver(BAD)
+    give(deliverer, [BAD])
     for _ in range(50):
         deliverer.breaker.succeeded()
         assert deliverer.drain_step() == 0.5
@@ -142,8 +144,8 @@ def test_with_the_dead_letters_full_it_waits_on(
 ) -> None:
     script.answer = lambda lines: (403, {}, b"")
     deliverer = make(SPOOL_MAX_BYTES=100_000)
-    deliverer._bury([(json.dumps({"body": "x" * 99_000}), "no")])
-    deliverer.deliver(json.dumps({"body": "y" * 5_000}))
+    deliverer._bury([Refusal(json.dumps({"body": "x" * 99_000}), "no")])
+    give(deliverer, [json.dumps({"body": "y" * 5_000})])
     drain(deliverer, clock, 3 * GIVE_UP_SECONDS)
     assert len(waiting(deliverer)) == 1
     assert counted(metrics.rejected) == 0
@@ -159,9 +161,9 @@ def test_events_to_be_sent_again_let_others_pass(
 
     script.answer = lambda lines: (503, {}, b"")
     deliverer = make()
-    deliverer.deliver("\n".join([BAD, LINES[0]]))
+    give(deliverer, [BAD, LINES[0]])
     for line in LINES[1:]:
-        deliverer.deliver(line)
+        give(deliverer, [line])
     deliverer.breaker.succeeded()
     script.answer = answer
     before = len(script.requests)
@@ -183,7 +185,7 @@ def test_several_processes_drain_one_spool_and_send_each_batch_once(
     deliverer = make()
     batches = [[json.dumps({"request_id": f"{n}-{m}"}) for m in range(3)] for n in range(60)]
     for batch in batches:
-        deliverer.deliver("\n".join(batch))
+        give(deliverer, batch)
     script.answer = script.take
     deliverer.spool.close()
     children = []

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from audit_logging.batch import Batch
 from audit_logging.spool import DurableQueue
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -83,7 +84,8 @@ def events_at_the_broker(folder: Path) -> list[dict]:
     events = []
     for record in DurableQueue(folder / "broker.sqlite3").read("audit_logging", 0):
         body = json.loads(base64.b64decode(json.loads(record.value)["body"]))
-        events += [json.loads(line) for line in body[0][0].split("\n")]
+        payload, count = body[0]
+        events += [json.loads(line) for line in Batch.from_message(payload, count).lines()]
     return events
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from audit_logging.batch import Batch, unpack
 from audit_logging.conf import LoggingSettings
 from audit_logging.delivery import Delivered, Deliverer
 from audit_logging.exceptions import RetryLater
+from tests.unit.audit_logging.test_delivery import give
 
 EVENTS = [
     json.dumps({"request_body": f"one{separator}two"}, ensure_ascii=False)
@@ -22,21 +24,21 @@ class Recorder:
         self.sent: list[list[str]] = []
         self.away = False
 
-    def send(self, lines: list[str]) -> Delivered:
+    def send(self, batch: Batch) -> Delivered:
         if self.away:
             raise RetryLater("away")
-        self.sent.append(lines)
-        return Delivered(stored={"published": len(lines)})
+        self.sent.append(unpack(batch.packed))
+        return Delivered(stored={"published": batch.count})
 
 
 def deliverer(publisher: Recorder, folder: Path) -> Deliverer:
     options = LoggingSettings(environ={"AUDIT_LOGGING_DATA_DIR": str(folder)})
-    return Deliverer(publisher, options, sleep=lambda seconds: None)  # type: ignore[arg-type]
+    return Deliverer(publisher, options, sleep=lambda seconds: None)
 
 
 def test_events_with_unicode_line_separators_are_sent_whole(tmp_path: Path) -> None:
     publisher = Recorder()
-    deliverer(publisher, tmp_path).deliver("\n".join(EVENTS))
+    give(deliverer(publisher, tmp_path), EVENTS)
     assert publisher.sent == [EVENTS]
 
 
@@ -44,7 +46,7 @@ def test_and_from_the_spool_too(tmp_path: Path) -> None:
     publisher = Recorder()
     under_test = deliverer(publisher, tmp_path)
     publisher.away = True
-    under_test.deliver("\n".join(EVENTS))
+    give(under_test, EVENTS)
     under_test.stop()
     publisher.away = False
     under_test.breaker.succeeded()
