@@ -100,11 +100,25 @@ class LoggingSettings(AppSettings):
     CONSUMER_ID: str = option(
         "", "This service's own consumer id, under which the publisher knows its public key."
     )
-    KEY_VERSION: str = option("1", "Version of the signing key, as registered with the publisher.")
+    KEY_VERSION: str = option(
+        "1",
+        "Version of the signing key, as registered with the publisher. Where PRIVATE_KEY_PATH "
+        "names a folder, the files' names say it instead.",
+    )
     PRIVATE_KEY_PATH: Path | None = option(
         None,
-        "PEM file with the RSA private key that signs deliveries, for example a mounted secret. "
-        "Read again when it changes. Empty: deliveries are not signed.",
+        "What deliveries are signed with: a PEM file with an RSA private key, or a folder of "
+        "them, such as a mounted secret, each named `<key version>.pem`; the highest version that "
+        "can be used signs. Read again when it changes, so that a folder rotates key and version "
+        "together, without a restart. Empty: deliveries are not signed.",
+    )
+    DELIVERY: Literal["celery", "direct", "kafka"] = option(
+        "celery",
+        "How events leave the service. `celery`: over the broker to a worker, which posts them to "
+        "the publisher. `kafka`: over the broker to a worker, which appends them to the event log "
+        "by itself (`audit_publisher` must be installed and configured in this project). "
+        "`direct`: the service's background thread posts them to the publisher; no broker and no "
+        "worker.",
     )
     FLAGS_SOURCE: Literal["database", "publisher", "settings"] = option(
         "database",
@@ -197,7 +211,11 @@ class LoggingSettings(AppSettings):
         minimum=1,
     )
     BATCH_SIZE: int = option(
-        100, "Events sent to Celery in one message.", unit="events", minimum=1, maximum=1000
+        500,
+        "Most events in one batch. The publisher's MAX_BATCH_EVENTS must not be smaller.",
+        unit="events",
+        minimum=1,
+        maximum=1000,
     )
     LINGER_SECONDS: float = option(
         0.1,
@@ -208,7 +226,12 @@ class LoggingSettings(AppSettings):
         maximum=2,
     )
     BATCH_BYTES: int = option(
-        4 * MEBIBYTE, "Bytes sent to Celery in one message.", unit="bytes", minimum=10_000
+        4 * MEBIBYTE,
+        "Most bytes in one batch, before compression, which leaves about a quarter; a single "
+        "larger event is a batch by itself. The publisher's MAX_BATCH_BYTES must not be smaller.",
+        unit="bytes",
+        minimum=10_000,
+        maximum=16_000_000,
     )
     OVERFLOW: Literal["spool", "drop"] = option(
         "spool",
@@ -219,7 +242,11 @@ class LoggingSettings(AppSettings):
         256 * MEBIBYTE, "Bound of each local spool.", unit="bytes", minimum=100_000
     )
     BROKER_TIMEOUT: float = option(
-        1.0, "How long the background thread waits for the broker.", unit="seconds", minimum=0.05
+        1.0,
+        "How long the background thread waits for the broker to accept a connection, and up to "
+        "three times that for its answer; with `DELIVERY = \"direct\"`, for the publisher.",
+        unit="seconds",
+        minimum=0.05,
     )
     DELIVERY_TIMEOUT: float = option(
         10.0, "How long a worker waits for the publisher's answer.", unit="seconds", minimum=0.1
@@ -234,6 +261,23 @@ class LoggingSettings(AppSettings):
         "to report for them.",
         unit="seconds",
         minimum=0.1,
+    )
+    DEAD_LETTERS: Literal["database", "file"] = option(
+        "database",
+        "Where events that were refused for good are kept: moved into the service's database, "
+        "where admin shows them and sends them again, or left in a file in DATA_DIR (see "
+        "`manage.py audit_spool dead-letters`).",
+    )
+    DEAD_LETTERS_MAX: int = option(
+        10_000,
+        "Most dead letters in the database; further ones wait in the file, up to SPOOL_MAX_BYTES.",
+        minimum=1,
+    )
+    WORKERS_MIN: int = option(
+        6, "Processes that `manage.py audit_worker` keeps when there is little to do.", minimum=1
+    )
+    WORKERS_MAX: int = option(
+        10, "Processes that `manage.py audit_worker` grows to.", minimum=1, maximum=1000
     )
     SHUTDOWN_SECONDS: float = option(
         2.0, "How long a stopping process may take to empty its buffer.", unit="seconds", minimum=0
