@@ -58,6 +58,9 @@ class Option:
     :param maximum: largest number accepted.
     :param validate: called with the parsed value; raises ValueError with a sentence.
     :param default_text: how the documentation shows a computed default.
+    :param convert: makes the value of what is configured, text or not; raises ValueError with a
+        sentence. For types that are none of the plain ones.
+    :param type_text: how the documentation shows the type of an option with `convert`.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class Option:
         maximum: float | None = None,
         validate: Callable[[Any], None] | None = None,
         default_text: str = "",
+        convert: Callable[[Any], Any] | None = None,
+        type_text: str = "",
     ) -> None:
         self.default = default
         self.help = help
@@ -78,6 +83,8 @@ class Option:
         self.maximum = maximum
         self.validate = validate
         self.default_text = default_text
+        self.convert = convert
+        self.type_text = type_text
         self.name = ""
         self.type: Any = str
 
@@ -95,6 +102,8 @@ class Option:
     @property
     def type_name(self) -> str:
         """The option's type as a reader of the documentation expects it."""
+        if self.type_text:
+            return self.type_text
         choices = _choices(self.type)
         if choices:
             return " | ".join(choices)
@@ -106,7 +115,10 @@ class Option:
 
     def parse(self, raw: Any, from_text: bool) -> Any:
         """Return `raw` as this option's type, or raise :class:`_Invalid`."""
-        value = self._coerce(raw, from_text)
+        try:
+            value = self.convert(raw) if self.convert else self._coerce(raw, from_text)
+        except ValueError as error:
+            raise _Invalid(str(error), "") from error
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if self.minimum is not None and value < self.minimum:
                 raise _Invalid(f"{value} is too small.", f"Use {self.minimum:g} or more.")

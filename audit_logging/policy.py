@@ -1,32 +1,45 @@
 """Policy: what is recorded of a request, by flags and endpoint rules that may change at any time.
 
-The request thread reads an immutable :class:`Policy`; a background thread replaces it every
-FLAGS_REFRESH_SECONDS from the source that FLAGS_SOURCE names. A source that does not answer
-leaves the last known policy in force.
+An immutable value, made in the background and read by request threads: everything that a
+decision needs is worked out when the policy is made, and :meth:`Policy.decide` only looks it up.
+Where policies come from is told in :mod:`audit_logging.flags`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .background import Snapshot
-from .conf import Level, LoggingSettings, conf
-from .patterns import MATCHED_PATH, RuleError, compile_pattern
+from .conf import LoggingSettings, conf
+from .patterns import MATCHED_PATH
+from .rules import Level, Rule, RuleError, parse, usable
 
-logger = logging.getLogger(__name__)
-
-# How long a starting process waits for its flags before it serves by its settings.
-_FIRST_LOAD = 1.0
+__all__ = [
+    "Decision",
+    "Explanation",
+    "Level",
+    "Policy",
+    "Rule",
+    "document",
+    "etag",
+    "from_document",
+    "from_settings",
+    "make_snapshot",
+    "overlay",
+]
 
 Reason = Literal["flag", "rule", "excluded", "sampled"]
+Cause = Literal["flag", "excluded", "rule", "level"]
+
+MOST_BODY_BYTES = 16 << 20
+
+# The last 56 bits of a W3C trace id are random.
+_RANDOM_BITS = 56
+_RANDOM_MASK = (1 << _RANDOM_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +56,40 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """An endpoint rule: the first whose pattern matches a path decides its level."""
+class Verdict:
+    """What flags and rules say of a path; sampling may still leave a request out.
 
-    match: Literal["substring", "regex"]
-    pattern: str
-    level: Level
-    compiled: re.Pattern[str] | None = None
+    :ivar cause: what decided: the flag, an excluded path, a rule, or the level of all others.
+    :ivar threshold: traces whose random bits are below it are recorded; None: all.
+    """
 
-    def matches(self, path: str) -> bool:
-        """Whether this rule is about `path`."""
-        if self.compiled is None:
-            return self.pattern in path
-        return self.compiled.search(path[:MATCHED_PATH]) is not None
+    cause: Cause
+    decision: Decision
+    level: Level = "none"
+    rule: Rule | None = None
+    prefix: str = ""
+    sample_rate: float = 1.0
+    threshold: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a decision came out as it did.
+
+    :ivar decision: what :meth:`Policy.decide` says.
+    :ivar traced: whether the trace, and not chance, decided on sampling.
+    """
+
+    decision: Decision
+    verdict: Verdict
+    traced: bool
+
+
+_SKIP: dict[str, Decision] = {reason: Decision(skip=reason) for reason in get_args(Reason)}
+_OFF = Verdict("flag", _SKIP["flag"])
+_SAMPLED = _SKIP["sampled"]
+
+_Tests = tuple[tuple[str, Callable[[str], Any] | None, Verdict], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,44 +104,110 @@ class Policy:
     excluded: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
 
-    def decide(self, path: str, traceparent: str = "") -> Decision:
-        """Return what to record of a request to `path` that carries `traceparent`."""
-        if not self.enabled:
-            return _SKIP["flag"]
-        for prefix in self.excluded:
-            if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
-                return _SKIP["excluded"]
-        level = self.level
-        for rule in self.rules:
-            if rule.matches(path):
-                level = rule.level
-                break
-        if level == "none":
-            return _SKIP["rule"]
-        if self.sample_rate < 1 and not _sampled(traceparent, self.sample_rate):
-            return _SKIP["sampled"]
-        return Decision(
-            request_body=level in ("request", "request_response"),
-            response_body=level == "request_response" and self.response_bodies,
-            max_body_bytes=self.max_body_bytes,
+    # Worked out from the above.
+    _prefixes: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _exclusions: tuple[Verdict, ...] = field(init=False, repr=False, compare=False)
+    _tests: _Tests = field(init=False, repr=False, compare=False)
+    _otherwise: Verdict = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        work_out = object.__setattr__
+        work_out(self, "_prefixes", tuple(self.excluded))
+        work_out(
+            self,
+            "_exclusions",
+            tuple(Verdict("excluded", _SKIP["excluded"], prefix=item) for item in self.excluded),
+        )
+        work_out(
+            self,
+            "_tests",
+            tuple(
+                (rule.pattern, rule.compiled and rule.compiled.search, self._verdict(rule))
+                for rule in self.rules
+            ),
+        )
+        work_out(self, "_otherwise", self._verdict(None))
+
+    def _verdict(self, rule: Rule | None) -> Verdict:
+        level = self.level if rule is None else rule.level
+        rate = self.sample_rate
+        if rule is not None and rule.sample_rate is not None:
+            rate = rule.sample_rate
+        decision = _SKIP["rule"]
+        if level != "none":
+            decision = Decision(
+                request_body=level in ("request", "request_response"),
+                response_body=level == "request_response" and self.response_bodies,
+                max_body_bytes=self.max_body_bytes,
+            )
+        threshold = int(rate * (1 << _RANDOM_BITS)) if rate < 1 and level != "none" else None
+        return Verdict(
+            "level" if rule is None else "rule", decision, level, rule, "", rate, threshold
         )
 
+    def decide(self, path: str, traceparent: str = "") -> Decision:
+        """Return what to record of a request to `path` that carries `traceparent`.
 
-_SKIP: dict[str, Decision] = {reason: Decision(skip=reason) for reason in get_args(Reason)}
+        On the path of each request: no I/O, no lock, and nothing is made anew.
+        """
+        verdict = self.verdict(path)
+        if verdict.threshold is None or _kept(traceparent, verdict.threshold):
+            return verdict.decision
+        return _SAMPLED
+
+    def verdict(self, path: str) -> Verdict:
+        """Return what flags and rules say of `path`."""
+        if not self.enabled:
+            return _OFF
+        if path.startswith(self._prefixes):
+            for excluded in self._exclusions:
+                prefix = excluded.prefix
+                if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
+                    return excluded
+        for pattern, search, verdict in self._tests:
+            if pattern in path if search is None else search(path[:MATCHED_PATH]):
+                return verdict
+        return self._otherwise
+
+    def explain(self, path: str, traceparent: str = "") -> Explanation:
+        """Return what :meth:`decide` says of a request, and why."""
+        return Explanation(
+            self.decide(path, traceparent),
+            self.verdict(path),
+            _random_bits(traceparent) is not None,
+        )
+
+    def base(self) -> dict[str, Any]:
+        """Return the policy as JSON takes it; :func:`from_base` reads it."""
+        return {
+            "level": self.level,
+            "response_bodies": self.response_bodies,
+            "max_body_bytes": self.max_body_bytes,
+            "sample_rate": self.sample_rate,
+            "excluded": list(self.excluded),
+            "rules": [rule.document() for rule in self.rules],
+        }
 
 
-def _sampled(traceparent: str, rate: float) -> bool:
+def _random_bits(traceparent: str) -> int | None:
+    """The random part of a W3C trace id, or None where there is no good one."""
+    if len(traceparent) < 55 or traceparent[2] != "-" or traceparent[35] != "-":
+        return None
+    try:
+        trace = int(traceparent[3:35], 16)
+    except ValueError:
+        return None
+    # A trace id of zeros is none, says W3C.
+    return trace & _RANDOM_MASK if trace else None
+
+
+def _kept(traceparent: str, threshold: int) -> bool:
     """Whether to record: the same for every service that sees the same trace."""
-    parts = traceparent.split("-")
-    if len(parts) > 1 and len(parts[1]) == 32:
-        try:
-            # The last 56 bits of a W3C trace id are random.
-            return int(parts[1][-14:], 16) < rate * (1 << 56)
-        except ValueError:
-            pass
-    import random
-
-    return random.random() < rate  # noqa: S311  # sampling, not a secret
+    bits = _random_bits(traceparent)
+    if bits is None:
+        # Nothing to agree upon: this request stands for itself.
+        bits = random.getrandbits(_RANDOM_BITS)
+    return bits < threshold
 
 
 def from_settings(options: LoggingSettings = conf) -> Policy:
@@ -119,16 +219,43 @@ def from_settings(options: LoggingSettings = conf) -> Policy:
         max_body_bytes=options.MAX_BODY_BYTES,
         sample_rate=options.SAMPLE_RATE,
         excluded=tuple(prefix.rstrip("/") or "/" for prefix in options.EXCLUDE_PATHS),
+        rules=options.RULES,
     )
 
 
+def from_base(base: dict[str, Any]) -> Policy:
+    """Return the policy of settings that another process told of (:meth:`Policy.base`).
+
+    :raises ValueError: they are not understood.
+    """
+    try:
+        level = base["level"]
+        if level not in get_args(Level):
+            raise RuleError(f"unknown level {level!r:.50}")
+        return Policy(
+            response_bodies=bool(base["response_bodies"]),
+            level=level,
+            max_body_bytes=int(base["max_body_bytes"]),
+            sample_rate=float(base["sample_rate"]),
+            excluded=tuple(str(item) for item in base["excluded"]),
+            rules=tuple(parse(item, "settings", n) for n, item in enumerate(base["rules"], 1)),
+        )
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"settings not understood: {error!r}") from error
+
+
 def from_document(document: dict[str, Any], options: LoggingSettings = conf) -> Policy:
-    """Return the policy of a flags document (see :func:`document`), on top of the settings.
+    """Return the policy of a flags document (see :func:`document`), on top of the settings."""
+    return overlay(from_settings(options), document)
+
+
+def overlay(base: Policy, document: dict[str, Any]) -> Policy:
+    """Return the policy of a flags document on top of what the settings say.
 
     What the document leaves out, or says in a way this version does not know, is as in the
-    settings; a rule that cannot be used is skipped and logged, and the others hold.
+    settings; a rule that cannot be used is skipped and logged, and the others hold. The admin's
+    rules come first: the settings' own decide about paths that none of those is about.
     """
-    base = from_settings(options)
     flags = document.get("flags")
     flags = flags if isinstance(flags, dict) else {}
     rules = document.get("rules")
@@ -136,10 +263,10 @@ def from_document(document: dict[str, Any], options: LoggingSettings = conf) -> 
         enabled=_flag(flags, "enabled", base.enabled),
         response_bodies=_flag(flags, "response_bodies", base.response_bodies),
         level=base.level,
-        max_body_bytes=int(_number(flags, "max_body_bytes", base.max_body_bytes, 16 << 20)),
+        max_body_bytes=int(_number(flags, "max_body_bytes", base.max_body_bytes, MOST_BODY_BYTES)),
         sample_rate=_number(flags, "sample_rate", base.sample_rate, 1),
         excluded=base.excluded,
-        rules=tuple(_rules(rules if isinstance(rules, list) else [])),
+        rules=(*usable(rules if isinstance(rules, list) else []), *base.rules),
     )
 
 
@@ -153,21 +280,6 @@ def _number(flags: dict[str, Any], name: str, default: float, most: float) -> fl
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
         return default
     return value
-
-
-def _rules(items: list[Any]) -> Iterator[Rule]:
-    for item in items:
-        try:
-            match, pattern, level = item["match"], item["pattern"], item["level"]
-            if level not in get_args(Level) or match not in ("substring", "regex"):
-                raise RuleError("this version knows no such level or match")
-            if not isinstance(pattern, str) or not pattern:
-                raise RuleError("it has no pattern")
-            compiled = compile_pattern(pattern) if match == "regex" else None
-        except (KeyError, TypeError, ValueError) as error:
-            logger.warning("endpoint rule %r is left out: %s", item, error)
-            continue
-        yield Rule(match, pattern, level, compiled)
 
 
 def document(service_name: str) -> dict[str, Any]:
@@ -193,84 +305,8 @@ def etag(document: dict[str, Any]) -> str:
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
 
-class DatabaseSource:
-    """Flags from this service's own admin."""
-
-    def __call__(self) -> Policy:
-        from django.db import connections, router
-
-        from .models import CaptureFlags
-
-        try:
-            return from_document(document(conf.SERVICE_NAME))
-        finally:
-            # This runs on its own thread: an idle connection would only hold a slot, and keep a
-            # test database from being dropped.
-            connections[router.db_for_read(CaptureFlags)].close()
-
-
-class PublisherSource:
-    """Flags from the central admin, through the publisher; the last answer is kept on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._etag = ""
-        self._policy: Policy | None = None
-
-    def kept(self) -> Policy | None:
-        """Return the last answer of an earlier run, if there is a readable one."""
-        try:
-            document = json.loads(self._path.read_text())
-        except (OSError, ValueError, RecursionError):
-            return None
-        return from_document(document) if isinstance(document, dict) else None
-
-    def __call__(self) -> Policy:
-        from .delivery import get_publisher
-
-        answer = get_publisher().flags(conf.SERVICE_NAME, self._etag)
-        if answer is None and self._policy is not None:
-            return self._policy
-        if answer is not None:
-            document, self._etag = answer
-            self._policy = from_document(document)
-            self._keep(document)
-        if self._policy is None:
-            raise RuntimeError("the publisher answered «not modified» to a first question")
-        return self._policy
-
-    def _keep(self, document: dict[str, Any]) -> None:
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Each process writes its own: two that wrote one file would mix their answers.
-            temporary = self._path.with_suffix(f".{os.getpid()}.new")
-            temporary.unlink(missing_ok=True)
-            # Which paths keep their bodies out is nobody else's business.
-            temporary.touch(mode=0o600)
-            temporary.write_text(json.dumps(document))
-            temporary.replace(self._path)
-        except OSError as error:
-            logger.warning("the flags could not be kept in %s: %s", self._path, error)
-
-
 def make_snapshot(options: LoggingSettings = conf) -> Callable[[], Policy]:
-    """Return a function that gives the policy in force; it does no I/O.
+    """Return a function that gives the policy in force: :func:`audit_logging.flags.in_force`."""
+    from .flags import in_force
 
-    For the start of a process: this waits, for a second at most, for the first answer.
-    """
-    initial = from_settings(options)
-    load: Callable[[], Policy]
-    if options.FLAGS_SOURCE == "settings":
-        return lambda: initial
-    if options.FLAGS_SOURCE == "publisher":
-        source = PublisherSource(options.DATA_DIR / "flags.json")
-        initial = source.kept() or initial
-        load = source
-    else:
-        load = DatabaseSource()
-    snapshot = Snapshot(
-        load, initial=initial, interval=options.FLAGS_REFRESH_SECONDS, name="audit-flags"
-    )
-    # A rule that keeps bodies out must hold from the first request on.
-    snapshot.prime(_FIRST_LOAD)
-    return snapshot.get
+    return in_force(options)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -106,13 +107,16 @@ class Publisher:
             raise Declined(answer.problem(), by_content=by_content, status=answer.status)
         return _sort(batch, answer)
 
-    def flags(self, service_name: str, etag: str) -> tuple[dict[str, Any], str] | None:
+    def flags(
+        self, service_name: str, etag: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[dict[str, Any], str] | None:
         """Return the flags document of a service and its tag; None when `etag` still holds.
 
+        :param headers: sent along; which process asks.
         :raises RetryLater: the publisher does not answer, or not with a document.
         """
-        headers = {"If-None-Match": etag} if etag else {}
-        answer = self._request("GET", FLAGS_PATH + quote(service_name, safe=""), headers)
+        sent = dict(headers) | ({"If-None-Match": etag} if etag else {})
+        answer = self._request("GET", FLAGS_PATH + quote(service_name, safe=""), sent)
         if answer.status == 304:
             return None
         if answer.status != 200:
