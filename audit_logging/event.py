@@ -6,6 +6,7 @@ Runs on the background thread: all parsing, redaction and encoding happens here.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import uuid
@@ -105,7 +106,7 @@ class EventBuilder:
         response_body = self._response_body(exchange, redactor)
         traceparent = _TRACEPARENT.match(meta.get("HTTP_TRACEPARENT", "").strip().lower())
         return AuditEvent(
-            request_id=str(uuid.uuid4()),
+            request_id=request_id(exchange),
             service_name=self._service,
             endpoint_name=endpoint_name(exchange.route),
             path=_clip(f"{path}?{query}" if query else path, _MAX_PATH),
@@ -216,6 +217,13 @@ class EventBuilder:
             return None
         reason = exchange.error or _reason_in(body) or exchange.reason_phrase
         return _clip(redactor.text(reason), _MAX_REASON) or None
+
+
+def request_id(exchange: Exchange) -> str:
+    """Return an exchange's id, always the same: two processes or threads that build one event,
+    where one took over from the other, make one row."""
+    number = f"{exchange.producer_epoch}:{exchange.seq}".encode()
+    return str(uuid.UUID(bytes=hashlib.blake2b(number, digest_size=16).digest(), version=4))
 
 
 def _path_values(exchange: Exchange) -> dict[str, Any]:

@@ -206,3 +206,12 @@ def test_a_body_nobody_knows_the_length_of_is_not_called_empty(options: Options)
     event = EventBuilder(options()).build(made)
     assert event.request_body_state == "omitted_size"
     assert event.request_body == "[not read: application/json, length unknown]"
+
+
+def test_an_event_built_twice_has_one_id(options: Callable[..., LoggingSettings]) -> None:
+    """Where one thread or process takes over from another, the lake still has one row."""
+    made = exchange()
+    first = EventBuilder(options()).build(made)
+    assert EventBuilder(options()).build(made).request_id == first.request_id
+    made.seq += 1
+    assert EventBuilder(options()).build(made).request_id != first.request_id
