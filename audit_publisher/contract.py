@@ -95,13 +95,20 @@ BATCH: dict[str, Any] = {
     "tags": ["events"],
     "summary": "Take many events",
     "description": "A JSON array, or one event a line as application/x-ndjson; either may be "
-    "gzipped (Content-Encoding: gzip). The answer has one item for each event, in order; only "
-    "items with `retryable` may be sent again. A status other than 200 means that no event was "
-    "taken.",
+    "gzipped (Content-Encoding: gzip). Among them there may be producer records, by which a "
+    "capture process says how many events it has numbered. The answer has one item for each, in "
+    "order; only items with `retryable` may be sent again. A status other than 200 means that none "
+    "was taken.",
     "parameters": _HEADERS,
     "request": {
-        "application/json": {"type": "array", "items": _ref("LogEvent")},
-        "application/x-ndjson": {"type": "string", "description": "One LogEvent a line."},
+        "application/json": {
+            "type": "array",
+            "items": {"anyOf": [_ref("LogEvent"), _ref("ProducerRecord")]},
+        },
+        "application/x-ndjson": {
+            "type": "string",
+            "description": "One LogEvent or ProducerRecord a line.",
+        },
     },
     "responses": _responses({(200, "application/json"): _ref("BatchAnswer")}),
 }

@@ -9,7 +9,7 @@ import msgspec
 
 from audit_logging.spool import Record
 
-from . import metrics, routing
+from . import metrics, producer_records, routing
 from .authentication import Sender
 from .conf import conf
 from .exceptions import (
@@ -22,6 +22,7 @@ from .exceptions import (
     StorageExhausted,
 )
 from .problems import Problem
+from .producer_records import is_producer_record, parse_producer_record
 from .publish import Outcome, get_publisher
 from .serializers import micros, parse_event, request_id_of
 
@@ -56,19 +57,29 @@ class Result:
 
 
 def take(
-    events: Sequence[bytes | msgspec.Raw], http: Mapping[str, str], sender: Sender, now: int
+    events: Sequence[bytes | msgspec.Raw],
+    http: Mapping[str, str],
+    sender: Sender,
+    now: int,
+    *,
+    batch: bool = False,
 ) -> list[Result]:
     """Take `events`; return one result each, in order.
 
     :param http: forwarded headers of the request.
     :param now: epoch microseconds.
+    :param batch: they came as a batch, in which there may be producer records.
     """
     metrics.RECEIVED.inc(len(events))
     results: list[Result | None] = [None] * len(events)
     ready: list[tuple[int, str, str, Record]] = []
     for index, data in enumerate(events):
         try:
-            request_id, topic, record = _prepare(data, http, sender, now)
+            if batch and is_producer_record(whole := bytes(data)):
+                request_id, topic, record = _prepare_producer(whole, sender, now)
+                metrics.PRODUCER_RECORDS.inc()
+            else:
+                request_id, topic, record = _prepare(data, http, sender, now)
         except (InvalidEvent, CodecError, RegistryError) as error:
             retryable = isinstance(error, RegistryError)
             metrics.REJECTED.labels(_reason(error)).inc()
@@ -102,14 +113,28 @@ def _prepare(
     return str(event.request_id), topic, record
 
 
-def _check_age(request_ts: int | float, now: int) -> None:
-    age = (now - micros(request_ts)) / _DAY
+def _prepare_producer(data: bytes, sender: Sender, now: int) -> tuple[str, str, Record]:
+    try:
+        said = parse_producer_record(data)
+    except InvalidEvent:
+        raise
+    except ValueError as error:
+        raise NotJson("", str(error)) from error
+    if not sender.may_publish_for(said.service_name):
+        raise NotAllowed("service_name", "this consumer may not publish for this service")
+    _check_age(said.at, now, "at")
+    topic, record = producer_records.to_record(said, now)
+    return str(said.request_id), topic, record
+
+
+def _check_age(seconds: int | float, now: int, name: str = "request_ts") -> None:
+    age = (now - micros(seconds)) / _DAY
     if age > conf.MAX_EVENT_AGE_DAYS:
         allowed = f"{conf.MAX_EVENT_AGE_DAYS:g} days are allowed"
-        raise OddTime("request_ts", f"it is {age:,.1f} days ago; {allowed}")
+        raise OddTime(name, f"it is {age:,.1f} days ago; {allowed}")
     if -age > conf.MAX_EVENT_AHEAD_DAYS:
         allowed = f"{conf.MAX_EVENT_AHEAD_DAYS:g} are allowed. Set the sender's clock"
-        raise OddTime("request_ts", f"it is {-age:,.1f} days ahead; {allowed}")
+        raise OddTime(name, f"it is {-age:,.1f} days ahead; {allowed}")
 
 
 def _reason(error: PublisherError) -> str:

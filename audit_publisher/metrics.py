@@ -1,6 +1,6 @@
 """Every metric of the publisher, with what to do about it.
 
-received = published + spooled + rejected, always.
+received = published + spooled + rejected, always. They count producer records like events.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ from prometheus_client import Counter, Gauge, Histogram
 RECEIVED = Counter(
     "audit_publisher_events_received_total",
     "Events that came in with a request that was let in. Equals published + spooled + rejected.",
+)
+PRODUCER_RECORDS = Counter(
+    "audit_publisher_producer_records_total",
+    "Of what was received and is valid: the records by which capture processes say how many events "
+    "they have numbered. None for minutes while events come in: those services are older, or their "
+    "background threads fail (audit_log_internal_errors_total).",
 )
 PUBLISHED = Counter(
     "audit_publisher_events_published_total",

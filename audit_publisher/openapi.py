@@ -14,6 +14,7 @@ from django.shortcuts import render
 
 from .codec import SCHEMA_PATH
 from .contract import ANSWERS, PROBLEMS
+from .producer_records import ProducerRecord
 from .serializers import LogEvent
 
 #: The committed copy; `manage.py audit_openapi` writes it.
@@ -44,7 +45,11 @@ def _document() -> dict[str, Any]:
         "version": "1",
         "description": "Takes audit events; a 2xx answer means that they are durable.",
     }
-    made["components"]["schemas"] = {"LogEvent": _event_schema(), **ANSWERS}
+    made["components"]["schemas"] = {
+        "LogEvent": _event_schema(),
+        "ProducerRecord": _producer_schema(),
+        **ANSWERS,
+    }
     for path in made["paths"].values():
         for operation in path.values():
             for status, response in operation["responses"].items():
@@ -63,6 +68,13 @@ def _event_schema() -> dict[str, Any]:
         declared["description"] = described[name]
     for name in ("request_ts", "response_ts"):
         schema["properties"][name]["description"] += " Epoch seconds, whole or with a fraction."
+    schema.pop("title", None)
+    return schema
+
+
+def _producer_schema() -> dict[str, Any]:
+    _, components = msgspec.json.schema_components([ProducerRecord], ref_template="{name}")
+    schema = dict(components["ProducerRecord"])
     schema.pop("title", None)
     return schema
 

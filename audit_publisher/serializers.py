@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,8 @@ from msgspec import Meta
 
 from .exceptions import InvalidEvent
 from .names import CONTROL, header_key
+
+T = TypeVar("T")
 
 BodyState = Literal[
     "full",
@@ -73,16 +75,25 @@ def parse_event(data: bytes | msgspec.Raw) -> LogEvent:
     :raises InvalidEvent: it is JSON, but not a valid event; names the field and the reason.
     :raises ValueError: it is not JSON.
     """
+    event = decode_with(_decoder, data)
+    _check(event)
+    return event
+
+
+def decode_with(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> T:
+    """Return what `decoder` makes of one JSON object.
+
+    :raises InvalidEvent: it is JSON, but not valid; names the field and the reason.
+    :raises ValueError: it is not JSON.
+    """
     try:
-        event = _decoder.decode(data)
+        return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from error
     except RecursionError as error:
         raise InvalidEvent("", "it is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from error
-    _check(event)
-    return event
 
 
 def split_array(data: bytes) -> list[msgspec.Raw]:
@@ -134,9 +145,14 @@ def _check(event: LogEvent) -> None:
     for name in ("request_ts", "response_ts"):
         value = getattr(event, name)
         # A response may precede its request: clocks step back.
-        if not _EARLIEST <= value <= _LATEST:
+        if not is_epoch_seconds(value):
             hint = ": it looks like milliseconds, send seconds" if value > _LATEST else ""
             raise InvalidEvent(name, f"it is not a time in epoch seconds, 1970 to 2200{hint}")
+
+
+def is_epoch_seconds(value: int | float) -> bool:
+    """Whether `value` is a time of the years 1970 to 2200."""
+    return _EARLIEST <= value <= _LATEST
 
 
 def micros(seconds: int | float) -> int:

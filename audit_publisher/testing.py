@@ -58,3 +58,23 @@ def make_record(
     """
     parsed = parse_event(msgspec.json.encode(make_event() if event is None else event))
     return to_record(parsed, http or {}, now or time.time_ns() // 1000)[1]
+
+
+def make_producer_record(**overrides: Any) -> dict[str, Any]:
+    """Return a producer record as a capture process sends it; `overrides` replace fields."""
+    now = round(time.time(), 6)
+    return {
+        "record": "producer",
+        "request_id": str(uuid.uuid4()),
+        "service_name": "inventory-api",
+        "producer_epoch": uuid.uuid4().hex,
+        "seq": 100,
+        "state": "open",
+        "started_at": now - 60,
+        "at": now,
+        "host": "api-7",
+        "pid": 4711,
+        "dropped": {},
+        "skipped": {},
+        **overrides,
+    }

@@ -93,14 +93,16 @@ def _content_type(request: Request, *allowed: str) -> str:
     return essence
 
 
-def _take(request: Request, events: Sequence[bytes | msgspec.Raw]) -> list[Result]:
+def _take(
+    request: Request, events: Sequence[bytes | msgspec.Raw], *, batch: bool = False
+) -> list[Result]:
     try:
         http = http_headers(request.META, request.user.consumer_id)
     except AmbiguousHeader as error:
         raise Problem(400, str(error)) from error
     except InvalidEvent as error:
         raise Problem(422, error.reason, field=error.field) from error
-    return take(events, http, request.user, time.time_ns() // 1000)
+    return take(events, http, request.user, time.time_ns() // 1000, batch=batch)
 
 
 def _take_one(request: Request) -> Result:
@@ -164,7 +166,7 @@ class BatchView(PublisherView):
             raise Problem(
                 413, f"{len(events):,} events; {conf.MAX_BATCH_EVENTS:,} are allowed in one batch."
             )
-        results = _take(request, events)
+        results = _take(request, events, batch=True)
         if results and all(result.outcome.retryable for result in results):
             raise problem_of(results[0].outcome)
         return answer({"items": [_item(result) for result in results]})
