@@ -13,7 +13,6 @@ from typing import Any
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
-from .batch import Batch
 from .conf import conf
 
 # The durable local broker is spelled durable:///path in any URL.
@@ -23,12 +22,17 @@ APP_NAME = "audit_logging"
 DELIVER = "audit_logging.deliver"
 
 
-def configure(app: Celery, broker_url: str) -> Celery:
-    """Give `app` what every tier's Celery app has: at-least-once tasks over `broker_url`."""
+def configure(app: Celery, broker_url: str, visibility: float | None = None) -> Celery:
+    """Give `app` what every tier's Celery app has: at-least-once tasks over `broker_url`.
+
+    :param visibility: seconds after which an unfinished task is handed out again.
+    """
     app.conf.update(
         broker_url=broker_url,
         broker_connection_retry_on_startup=True,
-        broker_transport_options=transport_options(broker_url),
+        # For ever: by default a worker ends when its broker was away for an hour.
+        broker_connection_max_retries=None,
+        broker_transport_options=transport_options(broker_url, visibility),
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
@@ -36,6 +40,9 @@ def configure(app: Celery, broker_url: str) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
+        # A busy host takes more than the default 4 s to start ten processes, and Celery then
+        # kills them, again and again.
+        worker_proc_alive_timeout=60.0,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         # Broadcasts need a broker that fans out; nothing here uses them.
@@ -45,21 +52,40 @@ def configure(app: Celery, broker_url: str) -> Celery:
     return app
 
 
-def transport_options(broker_url: str) -> dict[str, Any]:
-    """Return kombu's options for a broker: when an unfinished task is handed out again."""
+def transport_options(broker_url: str, visibility: float | None = None) -> dict[str, Any]:
+    """Return kombu's options for a broker: when an unfinished task is handed out again.
+
+    :param visibility: after how many seconds; RabbitMQ knows by itself.
+    """
     if broker_url.startswith("durable:"):
-        return {"visibility_timeout": 60, "polling_interval": 0.1}
+        return {"visibility_timeout": visibility or 60, "polling_interval": 0.1}
     if broker_url.startswith("redis"):
-        return {"visibility_timeout": 300, "socket_keepalive": True}
+        return {
+            "visibility_timeout": visibility or 300,
+            "socket_keepalive": True,
+            # Looks every ten seconds for what dead workers left; by default every hundred.
+            "unacked_restore_throttle": 1,
+        }
     if broker_url.startswith("amqp"):
         return {"confirm_publish": True}
     return {}
 
 
+def visibility() -> float:
+    """Seconds until a dead worker's batch is handed out again.
+
+    Twice what the longest delivery takes, as a batch may wait behind another in a worker's hands:
+    any sooner, a slow publisher would get everything twice.
+    """
+    tries = 1 + conf.DELIVERY_RETRIES
+    # For each a connection, an answer and the pause after it.
+    return max(60.0, 2 * tries * (3.0 + conf.DELIVERY_TIMEOUT + 2.0))
+
+
 def make_app() -> Celery:
     """Return the deliveries' app by the settings in force."""
     app = Celery(APP_NAME, set_as_current=False)
-    configure(app, conf.broker_url())
+    configure(app, conf.broker_url(), visibility())
     app.conf.task_default_queue = conf.CELERY_QUEUE
     app.conf.include = ["audit_logging.tasks"]
     return app
