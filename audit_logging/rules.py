@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .patterns import MATCHED_PATH, MAX_PATTERN, RuleError, compile_pattern
+from .patterns import MATCHED_PATH, MAX_PATTERN, RuleError, check_together, compile_pattern
 
 logger = logging.getLogger(__name__)
 
@@ -127,4 +127,5 @@ def from_option(raw: Any) -> tuple[Rule, ...]:
             found.append(parse(item, "settings", number))
         except (RuleError, TypeError) as error:
             raise ValueError(f"Rule {number}: {error}") from None
+    check_together(rule.pattern for rule in found if rule.compiled is not None)
     return tuple(found)

@@ -1,4 +1,7 @@
-"""For tests of audited services: see the events that requests would have sent."""
+"""For tests of audited services: see the events that requests would have sent, and set flags.
+
+In a test run flags are those of the settings; nothing is looked up in the background.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from .capture import Exchange
 from .conf import conf
 from .event import AuditEvent, EventBuilder
+from .flags import shared
 from .transport import Transport, set_transport
 
 
@@ -39,3 +43,18 @@ def recorded_events() -> Iterator[list[AuditEvent]]:
         yield transport.events
     finally:
         set_transport(before)
+
+
+def refresh_flags() -> None:
+    """Put in force what FLAGS_SOURCE says now, from this thread and within its transaction.
+
+    It holds in this process until :func:`reset_flags`.
+
+    :raises Exception: what the source raises; the flags stay as they were.
+    """
+    shared().refresh()
+
+
+def reset_flags() -> None:
+    """Put the settings' flags in force again."""
+    shared().reset()
