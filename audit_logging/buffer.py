@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from .capture import Exchange
@@ -73,12 +75,29 @@ class Buffer:
         return taken
 
 
+#: A packed batch, see batch.py, and how many events are in it.
+Parcel = tuple[bytes, int]
+
+
+@dataclass
+class Held:
+    """What a hand gives up: events in each of the three forms they have there."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    parcels: list[Parcel] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.exchanges) + len(self.lines) + sum(count for _, count in self.parcels)
+
+
 class Hand:
     """What one background thread has taken out of the buffer and not yet found a place for.
 
-    Each exchange is in here until it is part of a line, and each line until it has a place, so
-    that at the end of the process whatever a thread was doing can be seen and taken over. Whoever
-    owned the hand learns from the return values that it does not any more.
+    Each exchange is in here until it is part of a line, each line until it is part of a parcel,
+    and each parcel until it has a place, so that at the end of the process whatever a thread was
+    doing can be seen and taken over. Whoever owned the hand learns from the return values that it
+    does not any more.
     """
 
     def __init__(self) -> None:
@@ -87,6 +106,7 @@ class Hand:
         self._lock = threading.Lock()
         self._exchanges: deque[Exchange] = deque()
         self._lines: list[str] = []
+        self._parcels: deque[Parcel] = deque()
         self._size = 0
         self._closed = False
 
@@ -99,10 +119,21 @@ class Hand:
             self._exchanges.extend(taken)
         return len(taken)
 
-    def next(self) -> Exchange | None:
-        """The exchange to encode next; it stays in the hand until :meth:`encoded`."""
+    def next(self, most: int = 1, max_bytes: int = 1) -> list[Exchange]:
+        """The exchanges to encode next, one at least if there is one; they stay in the hand.
+
+        :param most: how many at most.
+        :param max_bytes: bytes of memory they may have, beside the first.
+        """
+        found: list[Exchange] = []
+        size = 0
         with self._lock:
-            return self._exchanges[0] if self._exchanges else None
+            for exchange in islice(self._exchanges, most):
+                size += exchange.weight
+                if found and size > max_bytes:
+                    break
+                found.append(exchange)
+        return found
 
     def encoded(self, exchange: Exchange, line: str | None, size: int = 0) -> bool:
         """Replace `exchange` by its line, or by nothing; return whether it was still ours."""
@@ -115,37 +146,66 @@ class Hand:
                 self._size += size
             return True
 
+    def packed(self, exchanges: list[Exchange], parcels: list[Parcel]) -> bool:
+        """Replace `exchanges` by the parcels made of them; return whether they were still ours."""
+        with self._lock:
+            held = list(islice(self._exchanges, len(exchanges)))
+            if len(held) < len(exchanges) or any(
+                one is not other for one, other in zip(held, exchanges, strict=True)
+            ):
+                return False
+            for _ in exchanges:
+                self._exchanges.popleft()
+            self._parcels.extend(parcels)
+            return True
+
     @property
     def size(self) -> int:
-        """Bytes of the lines in the hand, as the broker gets them."""
+        """Bytes of the lines in the hand."""
         return self._size
 
     def lines(self) -> list[str]:
-        """The lines that want a place; they stay in the hand until :meth:`placed`."""
+        """The lines that want to be packed; they stay in the hand until :meth:`sealed`."""
         with self._lock:
             return list(self._lines)
 
-    def placed(self) -> bool:
-        """The lines have a place; return whether they were still ours, and so ours to count."""
+    def sealed(self, lines: list[str], batch: bytes) -> None:
+        """Replace the lines by the parcel made of them, if they are still ours."""
         with self._lock:
-            ours = bool(self._lines)
-            self._lines, self._size = [], 0
-            return ours
+            if self._lines[: len(lines)] == lines:
+                del self._lines[: len(lines)]
+                self._size = 0
+                self._parcels.append((batch, len(lines)))
 
-    def surrender(self) -> tuple[list[str], list[Exchange]]:
-        """Give up everything, lines and exchanges, and take no more until :meth:`reopen`."""
+    def parcel(self) -> Parcel | None:
+        """The parcel that wants a place; it stays in the hand until :meth:`placed`."""
         with self._lock:
-            given = self._lines, list(self._exchanges)
+            return self._parcels[0] if self._parcels else None
+
+    def placed(self, parcel: Parcel) -> bool:
+        """The parcel has a place; return whether it was still ours, and so ours to count."""
+        with self._lock:
+            if not self._parcels or self._parcels[0] is not parcel:
+                return False
+            self._parcels.popleft()
+            return True
+
+    def surrender(self) -> Held:
+        """Give up everything, and take no more until :meth:`reopen`."""
+        with self._lock:
+            held = Held(list(self._exchanges), self._lines, list(self._parcels))
             self._lines, self._size = [], 0
             self._exchanges.clear()
+            self._parcels.clear()
             self._closed = True
-            return given
+            return held
 
-    def receive(self, lines: list[str], exchanges: list[Exchange]) -> None:
+    def receive(self, held: Held) -> None:
         """Take over what another hand surrendered."""
         with self._lock:
-            self._lines += lines
-            self._exchanges.extend(exchanges)
+            self._exchanges.extend(held.exchanges)
+            self._lines += held.lines
+            self._parcels.extend(held.parcels)
 
     def reopen(self) -> None:
         """Take from the buffer again."""

@@ -217,6 +217,13 @@ class LoggingSettings(AppSettings):
         minimum=1,
         maximum=1000,
     )
+    BUILD_IN: Literal["thread", "process"] = option(
+        "thread",
+        "Where events are parsed, redacted and encoded: on a background thread of the service, or "
+        "in a process of its own beside each of the service's, which takes some 40 MB of memory "
+        "and leaves the interpreter to the requests. For services that are busy or have large "
+        "bodies.",
+    )
     LINGER_SECONDS: float = option(
         0.1,
         "How long the background thread gathers events before it sends them: what a process that "

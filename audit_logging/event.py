@@ -100,7 +100,8 @@ class EventBuilder:
         """Return the event of one exchange; its bodies fit MAX_EVENT_BYTES once encoded."""
         meta = exchange.meta
         redactor = self._redactor(exchange.max_body_bytes)
-        path = redactor.path(exchange.path, _path_values(exchange))
+        complete(exchange)
+        path = redactor.path(exchange.path, exchange.kwargs)
         query = redactor.query(_text(meta.get("QUERY_STRING", "")))
         request_body = self._request_body(exchange, redactor)
         response_body = self._response_body(exchange, redactor)
@@ -226,17 +227,18 @@ def request_id(exchange: Exchange) -> str:
     return str(uuid.UUID(bytes=hashlib.blake2b(number, digest_size=16).digest(), version=4))
 
 
-def _path_values(exchange: Exchange) -> dict[str, Any]:
-    """What the route took from the path; also when only a slash was missing at its end, which
-    Django answers with a redirect, and no route."""
+def complete(exchange: Exchange) -> None:
+    """Fill in what the service's own process alone can tell, and needs no haste: what a route
+    would have taken from the path where a slash was missing at its end, which Django answers with
+    a redirect, and no route."""
     if exchange.route is not None or exchange.path.endswith("/") or len(exchange.path) > _MAX_PATH:
-        return exchange.kwargs
+        return
     try:
-        return resolve(f"{exchange.path}/").kwargs
-    except Exception:  # noqa: BLE001
+        exchange.kwargs = resolve(f"{exchange.path}/").kwargs
+    except Exception:  # noqa: BLE001, S110
         # No such route; or none at all, or a converter of the service's that fails: an event
         # is not lost for that.
-        return exchange.kwargs
+        pass
 
 
 @lru_cache(maxsize=2048)

@@ -1,6 +1,7 @@
 """What can go wrong in the capture tier, split by what the caller does about it.
 
 AuditLoggingError
+├── BuilderUnavailable      the builder process is away: build here
 ├── BatchUnreadable         the bytes are no batch of ours: set them aside, do not send them again
 ├── SpoolError
 │   ├── SpoolFull            count the records as dropped, or refuse them
@@ -25,6 +26,10 @@ class BatchUnreadable(AuditLoggingError):
 
 class DeliveryUnavailable(AuditLoggingError):
     """This installation cannot deliver in the way that DELIVERY asks for."""
+
+
+class BuilderUnavailable(AuditLoggingError):
+    """The builder process is not there, or cannot take these events."""
 
 
 class SpoolError(AuditLoggingError):

@@ -122,5 +122,5 @@ def celery_child_ends(**kwargs: Any) -> None:
     from . import metrics, transport
 
     if transport._transport is not None:
-        transport._transport.flush()
+        transport._transport.shutdown()
     metrics.export()

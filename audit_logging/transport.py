@@ -13,12 +13,10 @@ against a request that wants it back. So they work in short slices with naps bet
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import os
 import threading
 import time
-import uuid
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +29,10 @@ from .buffer import Buffer, Hand
 from .capture import Exchange
 from .conf import LoggingSettings, conf
 from .event import EventBuilder
+from .exceptions import BuilderUnavailable
 from .outbox import IDLE, STREAM, Outbox, Outcome, Send
+from .producers import Producer
+from .remote_builder import RemoteBuilder
 
 __all__ = ["STREAM", "Send", "Transport", "get_transport", "set_transport"]
 
@@ -41,6 +42,10 @@ _HELD_UP = 0.05
 #: Seconds: how long a slice of work may hold the interpreter, and how long it is then left alone.
 _SLICE = 0.0001
 _NAP = 0.00005
+#: Bytes of exchanges that the builder process gets at once, beside the first.
+_FRAME_BYTES = 1 << 20
+
+Place = Callable[[bytes, int], Outcome]
 
 
 class Slices:
@@ -76,10 +81,11 @@ class Transport:
         self.spool = self.outbox.spool
         self._sender = Loop(self._send_step, name="audit-sender")
         self._overflow = Loop(self._overflow_step, name="audit-overflow")
+        self._remote = RemoteBuilder(options) if options.BUILD_IN == "process" else None
         self._locks: dict[int, threading.Lock] = {}
         self._fresh()
         _instances.add(self)
-        atexit.register(self.flush)
+        atexit.register(self.shutdown)
 
     def _fresh(self) -> None:
         # A forked child starts empty: what the parent had buffered is the parent's to send.
@@ -89,13 +95,17 @@ class Transport:
             overflow=self._options.OVERFLOW == "spool",
         )
         self.outbox.fresh()
-        self._epoch = uuid.uuid4().hex
-        self._number = itertools.count().__next__
+        self.producer = Producer(self._options)
+        if self._remote is not None:
+            self._remote.let_go()
         self._idle = True
         self._gathering = False
+        self._attached = False
         self._refused: Counter[str] = Counter()
         self._sender_hand = Hand()
         self._overflow_hand = Hand()
+        #: Since when (monotonic) the builder process has been at it.
+        self._building_since: float | None = None
         self._pid = os.getpid()
 
     # -- request threads ------------------------------------------------------------------
@@ -109,8 +119,9 @@ class Transport:
             with self._locks.setdefault(pid, threading.Lock()):
                 if self._pid != pid:
                     self._fresh()
-        exchange.producer_epoch = self._epoch
-        refused = self.buffer.put(exchange, self._number)
+        producer = self.producer
+        exchange.producer_epoch = producer.epoch
+        refused = self.buffer.put(exchange, producer.number)
         if refused is not None:
             metrics.rejected.inc(reason=refused)
             self._refused[refused] += 1
@@ -141,6 +152,7 @@ class Transport:
             self._work_off(hand, self.outbox.dispatch)
         if taken and self.buffer.nearly_full:
             return 0.0
+        self._report()
         # Also while there is traffic, which may never end.
         pause = self.outbox.replay()
         if taken:
@@ -150,7 +162,7 @@ class Transport:
         return linger if len(self.buffer) else pause
 
     def _overflow_step(self) -> float:
-        since = self.outbox.sending_since
+        since = self.outbox.sending_since or self._building_since
         nearly_full = self.buffer.nearly_full
         # Here and not where it happens: writing to a log is I/O.
         if self._refused:
@@ -169,18 +181,26 @@ class Transport:
             self._work_off(hand, partial(self.outbox.keep, reason="overflow"))
         return 0.0 if taken else _HELD_UP / 2
 
-    def _work_off(
-        self, hand: Hand, place: Callable[[bytes, int], Outcome], until: float | None = None
-    ) -> None:
+    def _work_off(self, hand: Hand, place: Place, until: float | None = None) -> None:
         """Bring what is in `hand` to a place, batch by batch; begin no event after `until`."""
         in_hurry = until is not None
         breathe = Slices(lambda: in_hurry or self.buffer.nearly_full)
         # Made here, as two threads must not share one; it is light.
         builder = EventBuilder(self._options, breathe)
-        while (exchange := hand.next()) is not None:
-            if until is not None and time.monotonic() >= until:
+        remote = self._remote if hand is self._sender_hand else None
+        while True:
+            there = remote is not None and remote.ready
+            group = hand.next(self._options.BATCH_SIZE, _FRAME_BYTES) if there else hand.next()
+            if not group or (until is not None and time.monotonic() >= until):
                 break
+            if remote is not None and there:
+                # What was built here before it goes first.
+                self._seal(hand)
+                if self._build_remotely(remote, hand, group):
+                    self._place(hand, place)
+                    continue
             breathe()
+            exchange = group[0]
             try:
                 line = builder.encode(builder.build(exchange))
             except Exception:
@@ -190,17 +210,55 @@ class Transport:
                 continue
             size = len(line) if line.isascii() else len(line.encode())
             if hand.size and hand.size + size >= self._options.BATCH_BYTES:
+                self._seal(hand)
                 self._place(hand, place)
             # Not ours any more: flush() has it, and its line would be a second event.
             hand.encoded(exchange, line, size + 1)
+        self._seal(hand)
         self._place(hand, place)
 
-    def _place(self, hand: Hand, place: Callable[[bytes, int], Outcome]) -> None:
+    def _build_remotely(self, remote: RemoteBuilder, hand: Hand, group: list[Exchange]) -> bool:
+        self._building_since = time.monotonic()
+        try:
+            parcels, failed = remote.build(group)
+        except BuilderUnavailable as error:
+            self.outbox.warn("events are built in the service's own process: %s", error)
+            return False
+        finally:
+            self._building_since = None
+        if hand.packed(group, parcels) and failed:
+            metrics.rejected.inc(failed, reason="build_failed")
+        return True
+
+    @staticmethod
+    def _seal(hand: Hand) -> None:
         lines = hand.lines()
         if lines:
-            counter, labels = place(pack(lines), len(lines))
-            if hand.placed():
-                counter.inc(len(lines), **labels)
+            hand.sealed(lines, pack(lines))
+
+    @staticmethod
+    def _place(hand: Hand, place: Place) -> None:
+        while parcel := hand.parcel():
+            counter, labels = place(*parcel)
+            if not hand.placed(parcel):
+                return
+            counter.inc(parcel[1], **labels)
+
+    def _report(self) -> None:
+        """Say how many numbers were given, and what dead processes left; see producers.py."""
+        try:
+            if not self._attached:
+                # Once: where it cannot be made, it is not tried with every batch.
+                self._attached = True
+                self.producer.attach()
+            self._tell(self.producer.due(time.monotonic()), self.outbox.dispatch)
+        except Exception as error:
+            self.outbox.warn("what this process has numbered could not be reported: %s", error)
+
+    def _tell(self, lines: list[str], place: Place) -> None:
+        # They are no events, and counted as none.
+        if lines and place(pack(lines), 0)[0] is not metrics.rejected:
+            self.producer.settled(lines)
 
     # -- the end --------------------------------------------------------------------------
 
@@ -230,32 +288,47 @@ class Transport:
         hand = Hand()
         try:
             for other in others:
-                lines, exchanges = other.surrender()
-                hand.receive(lines, exchanges)
+                hand.receive(other.surrender())
+                self._place(hand, keep)
+                self._seal(hand)
                 self._place(hand, keep)
             while time.monotonic() < end and (
-                hand.next() is not None or hand.take(self.buffer, self._options.BATCH_SIZE)
+                hand.next() or hand.take(self.buffer, self._options.BATCH_SIZE)
             ):
                 self._work_off(hand, place, end)
             hand.take(self.buffer, len(self.buffer))
-            lines, exchanges = hand.surrender()
+            left = len(hand.surrender())
         finally:
             for other, held in zip(others, idle, strict=True):
                 other.reopen()
                 if held:
                     other.at_work.release()
-        left = len(lines) + len(exchanges)
         if left:
             metrics.rejected.inc(left, reason="shutdown")
             logger.warning("%s events are LOST: no time left at exit", left)
         return not left
 
+    def shutdown(self) -> None:
+        """Empty the buffer, and say that this process numbers no more; for its very end."""
+        if self._pid != os.getpid():
+            return
+        emptied = self.flush()
+        try:
+            way = (
+                self.outbox.dispatch if emptied else partial(self.outbox.keep, reason="broker_down")
+            )
+            self._tell(self.producer.close(), way)
+        except Exception as error:
+            logger.warning("the end of this process could not be reported: %s", error)
+        if self._remote is not None:
+            self._remote.close()
+
     def close(self) -> None:
         """Flush and end the threads; for tests and for a process that goes on without us."""
         self._sender.stop(self._options.SHUTDOWN_SECONDS)
         self._overflow.stop(self._options.SHUTDOWN_SECONDS)
-        self.flush()
-        atexit.unregister(self.flush)
+        self.shutdown()
+        atexit.unregister(self.shutdown)
         self.spool.close()
 
 
@@ -281,9 +354,9 @@ def get_transport() -> Transport:
     if _transport is None:
         with _transport_lock:
             if _transport is None:
-                from .celery import send_batch
+                from .handover import make_send
 
-                _transport = Transport(send_batch)
+                _transport = Transport(make_send(conf))
     return _transport
 
 

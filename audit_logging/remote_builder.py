@@ -1,0 +1,148 @@
+"""The builder process as the service sees it: started when first needed, replaced when it dies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from .breaker import Breaker
+from .buffer import Parcel
+from .builder_process import READY, read_frame, settings_of, state_of, write_frame
+from .capture import Exchange
+from .conf import LoggingSettings
+from .event import complete
+from .exceptions import BuilderUnavailable
+
+#: Seconds that the building of one frame may take, in a process that has stopped, say.
+_PATIENCE = 10.0
+#: What it asks the environment for is told to it instead; the rest is not its business.
+_NOT_INHERITED = ("AUDIT_LOGGING_", "DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR")
+
+
+class RemoteBuilder:
+    """Builds events in a process beside this one; for one background thread.
+
+    :ivar ready: whether it can be asked now.
+    """
+
+    def __init__(self, options: LoggingSettings) -> None:
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._breaker = Breaker(first=1.0, longest=60.0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked now; starts it if there is none."""
+        if self._ready:
+            return True
+        if not self._breaker.allows:
+            return False
+        try:
+            if self._process is None:
+                self._start()
+            elif self._answered():
+                self._ready = True
+        except (OSError, EOFError, ValueError) as error:
+            self._failed(error)
+        return self._ready
+
+    def build(self, exchanges: list[Exchange]) -> tuple[list[Parcel], int]:
+        """Return the batches of `exchanges`, and how many could not be built.
+
+        :raises BuilderUnavailable: it is not there, or cannot take these; none was built.
+        """
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise BuilderUnavailable("There is no builder process.")
+        for exchange in exchanges:
+            complete(exchange)
+        try:
+            states = [state_of(exchange) for exchange in exchanges]
+            write_frame(process.stdin.fileno(), states, _PATIENCE)
+            parcels, failed = read_frame(process.stdout.fileno(), _PATIENCE)
+        except ValueError as error:
+            # Nothing was written yet: something of the service's own is no plain value.
+            raise BuilderUnavailable(f"An exchange cannot be sent: {error}") from error
+        except (OSError, EOFError) as error:
+            self._failed(error)
+            raise BuilderUnavailable(f"The builder process failed: {error!r}") from error
+        self._breaker.succeeded()
+        return parcels, failed
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process, self._ready = self._process, None, False
+        if process is None:
+            return
+        _close_pipes(process)
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(1.0)
+
+    def let_go(self) -> None:
+        """In a forked child: leave to the parent what is the parent's."""
+        process, self._process, self._ready = self._process, None, False
+        if process is not None:
+            _close_pipes(process)
+            # Not ours to wait for.
+            process.returncode = 0
+
+    def _start(self) -> None:
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith(_NOT_INHERITED)
+        }
+        environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        self._process = process = subprocess.Popen(
+            [_python(), "-m", "audit_logging.builder_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=environ,
+        )
+        if process.stdin is None:
+            return
+        os.set_blocking(process.stdin.fileno(), False)
+        write_frame(process.stdin.fileno(), settings_of(self._options), _PATIENCE)
+
+    def _answered(self) -> bool:
+        process = self._process
+        if process is None or process.stdout is None:
+            return False
+        try:
+            return read_frame(process.stdout.fileno(), 0.0) == READY
+        except TimeoutError:
+            return False
+
+    def _failed(self, error: Exception) -> None:
+        self._breaker.failed()
+        process = self._process
+        if process is not None:
+            with suppress(OSError):
+                process.kill()
+        self.close()
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+def _python() -> str:
+    """Return the interpreter; a server that embeds it, as uWSGI does, names itself instead."""
+    if "python" in Path(sys.executable or "").name:
+        return sys.executable
+    for name in (f"python{sys.version_info[0]}.{sys.version_info[1]}", "python3", "python"):
+        found = Path(sys.prefix, "bin", name)
+        if found.exists():
+            return str(found)
+    raise FileNotFoundError(f"There is no Python interpreter in {sys.prefix}/bin.")
