@@ -11,7 +11,8 @@ class AuditLoggingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks  # noqa: F401
+        from . import checks
         from .conf import conf
 
         conf.enforce()
+        checks.report()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from django.core.exceptions import ImproperlyConfigured
 
-from audit_logging import checks, conf
+from audit_logging import conf
 from audit_logging.conf import LoggingSettings
 from audit_logging.options import AppSettings, option, readable_file, url_of
 from config.environment import ProjectSettings
@@ -151,81 +148,6 @@ def test_the_embedded_broker_lies_in_the_data_folder(
     settings.AUDIT_LOGGING = {}
     assert options(DATA_DIR=tmp_path).broker_url() == f"durable://{tmp_path}/broker.sqlite3"
     assert options(BROKER_URL="redis://h/0").broker_url() == "redis://h/0"
-
-
-# -- system checks -----------------------------------------------------------------------------
-
-
-def found() -> dict[str, Any]:
-    messages = [
-        *checks.check_options(),
-        *checks.check_service(),
-        *checks.check_key(),
-        *checks.check_spool(),
-    ]
-    assert all(message.hint for message in messages)
-    return {message.id.rpartition(".")[2]: message for message in messages}
-
-
-@pytest.fixture
-def service(settings: Any, tmp_path: Path) -> Any:
-    settings.INSTALLED_APPS = ["audit_logging"]
-    settings.MIDDLEWARE = [checks.MIDDLEWARE]
-    settings.AUDIT_LOGGING = {"SERVICE_NAME": "shop", "DATA_DIR": tmp_path / "a" / "b"}
-    return settings
-
-
-def test_a_service_with_nothing_wrong_but_unsigned(service: Any) -> None:
-    assert set(found()) == {"W001"}
-
-
-def test_e001_wrong_options(service: Any) -> None:
-    service.AUDIT_LOGGING = {"SERVICE_NAME": "shop", "BUFFER_SIZ": 3}
-    assert set(found()) == {"E001"}
-    assert found()["E001"].hint == "Did you mean BUFFER_SIZE?"
-
-
-def test_e002_no_name(service: Any) -> None:
-    service.AUDIT_LOGGING = {}
-    assert "SERVICE_NAME" in found()["E002"].hint
-
-
-def test_e003_a_key_that_cannot_be_used(service: Any, tmp_path: Path) -> None:
-    path = tmp_path / "key.pem"
-    wrong = {"PRIVATE_KEY_PATH": path, "CONSUMER_ID": "c"}
-    service.AUDIT_LOGGING = service.AUDIT_LOGGING | wrong
-    assert "No such file" in found()["E003"].msg
-    path.write_text("nonsense")
-    assert "not an unencrypted PEM private key" in found()["E003"].msg
-    pem = (
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    path.write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(*pem))
-    assert "is not an RSA key" in found()["E003"].msg
-    path.write_bytes(rsa.generate_private_key(65537, 2048).private_bytes(*pem))
-    assert found() == {}
-    service.AUDIT_LOGGING = service.AUDIT_LOGGING | {"CONSUMER_ID": ""}
-    assert "CONSUMER_ID is empty" in found()["E003"].msg
-
-
-def test_e004_no_middleware(service: Any) -> None:
-    service.MIDDLEWARE = []
-    assert checks.MIDDLEWARE in found()["E004"].hint
-    service.AUDIT_LOGGING = service.AUDIT_LOGGING | {"ENABLED": False}
-    assert found() == {}
-
-
-def test_the_publisher_installs_the_app_without_being_audited(service: Any) -> None:
-    service.MIDDLEWARE = []
-    service.INSTALLED_APPS = ["audit_logging", "audit_publisher"]
-    assert "E004" not in found()
-
-
-def test_w002_nowhere_to_spool(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "write access" in found()["W002"].hint
 
 
 @pytest.mark.parametrize(

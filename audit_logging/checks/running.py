@@ -1,0 +1,65 @@
+"""What only the running server can tell."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage
+
+from .catalogue import found
+from .configuration import check_middleware
+from .registering import check
+
+logger = logging.getLogger("audit_logging")
+
+#: The first needs the server itself; the second, the app whose absence it tells of.
+_SEEN_ONLY_HERE = {"audit_logging.E016", "audit_logging.E005"}
+
+_reported = False
+
+
+def threads_never_run() -> bool:
+    """Whether this process is of a uWSGI that keeps Python's threads from running."""
+    # In its processes alone; elsewhere a package of that name says nothing.
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        try:
+            import uwsgi  # type: ignore[no-redef]
+        except ImportError:
+            return False
+    options = getattr(uwsgi, "opt", None)
+    if not isinstance(options, dict):
+        return False
+    has_threads = getattr(uwsgi, "has_threads", None)
+    if has_threads is not None:
+        return not has_threads
+    return not any(_is_on(options, name) for name in ("enable-threads", "threads", "gevent"))
+
+
+def _is_on(options: dict[Any, Any], name: str) -> bool:
+    value = options.get(name, options.get(name.encode()))
+    if isinstance(value, list):
+        value = value[-1] if value else None
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value or "")
+    return text.strip().lower() not in ("", "0", "false", "no", "off", "none")
+
+
+@check()
+def check_threads() -> Iterator[CheckMessage]:
+    """E016: a server that runs no thread of ours."""
+    if threads_never_run():
+        yield found("E016", "uWSGI runs without enable-threads.")
+
+
+def report() -> None:
+    """Log, once in a process, what ``manage.py check`` has no way to find."""
+    global _reported
+    if _reported:
+        return
+    _reported = True
+    for message in (*check_threads(), *check_middleware()):
+        if message.id in _SEEN_ONLY_HERE:
+            logger.error("%s (%s) %s", message.msg, message.id, message.hint)
