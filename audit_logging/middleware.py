@@ -16,7 +16,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import MiddlewareNotUsed
 from django.http import FileResponse, HttpRequest, HttpResponseBase, StreamingHttpResponse
 
-from . import metrics
+from . import checks, metrics
 from .capture import Exchange, describe, exchange_of, meta_keys
 from .conf import conf
 from .policy import Policy, make_snapshot
@@ -46,6 +46,8 @@ class AuditMiddleware:
             markcoroutinefunction(self)
         # What this imports takes a while: at the start, not in the first request.
         get_transport()
+        # Without the app in INSTALLED_APPS nobody else says so.
+        checks.report()
 
     def __call__(self, request: HttpRequest) -> Any:
         if self._is_async:

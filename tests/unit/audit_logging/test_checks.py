@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from django.core.checks import CheckMessage, registry, run_checks
 from django.db import connection
+from django.http import HttpResponse
 
 from audit_logging import checks
 from audit_logging.batch import pack
@@ -557,3 +558,14 @@ def test_every_check_has_its_section_in_the_documentation() -> None:
     assert page == docs.render_checks(), "Run: make docs"
     sections = re.findall(r"^## audit_logging\.(\w+)$", page, re.MULTILINE)
     assert sections == [entry.number for entry in checks.CHECKS]
+
+
+def test_a_process_whose_app_is_missing_says_so_in_its_log(
+    service: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service().INSTALLED_APPS = ["django.contrib.contenttypes"]
+    monkeypatch.setattr(running, "_reported", False)
+    AuditMiddleware(lambda request: HttpResponse())
+    assert "audit_logging.E005" in caplog.text
