@@ -1,0 +1,103 @@
+"""CPU of the whole capture tier for one event: the process's own, audited minus bare.
+
+That is the request path, the background threads with parsing and redaction, and the hand-over to
+a real broker until nothing is left in memory. What Redis itself uses is told beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .conductor import Figure, Process, folder, pair
+from .contenders import OURS
+from .service import Spec
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of CPU for one event: of the audited process, and of the broker's."""
+
+    broker: str
+    load: str
+    process: Figure
+    server: Figure | None
+
+
+def measure(*, rounds: int, requests: int, pause: float) -> list[Cost]:
+    """Measure over the embedded broker and, where it can be had, Redis; paced and flat out."""
+    costs = []
+    with ExitStack() as stack:
+        root = stack.enter_context(folder())
+        brokers: dict[str, tuple[dict[str, Any], int | None]] = {"embedded": ({}, None)}
+        server = redis(stack)
+        if server is not None:
+            brokers["redis"] = ({"BROKER_URL": server.url}, server.pid)
+        pairs = {
+            name: stack.enter_context(
+                pair(Spec(OURS.name, True, str(root / name), options=options))
+            )
+            for name, (options, _) in brokers.items()
+        }
+        loads = {
+            f"one each {pause * 1000:.0f} ms": {"do": "paced", "pause": pause},
+            "flat out": {"do": "flat_out"},
+        }
+        for both in pairs.values():
+            for process in both:
+                process.tell("flat_out", requests=300)
+                process.tell("flush")
+        for load, how in loads.items():
+            seen: dict[str, list[float]] = {name: [] for name in pairs}
+            served: dict[str, list[float]] = {name: [] for name in pairs}
+            for number in range(rounds):
+                for name, both in pairs.items():
+                    more = {"seed": number} if how["do"] == "paced" else {}
+                    pid = brokers[name][1]
+                    used = [0.0, 0.0]
+                    for which in (0, 1) if number % 2 else (1, 0):
+                        before = cpu_seconds(pid) if pid else 0.0
+                        used[which] = spent(both[which], requests, **how, **more)
+                        if pid and which:
+                            served[name].append((cpu_seconds(pid) - before) / requests)
+                    seen[name].append((used[1] - used[0]) / requests)
+            costs += [
+                Cost(
+                    name,
+                    load,
+                    Figure.of(seen[name]),
+                    Figure.of(served[name]) if served[name] else None,
+                )
+                for name in pairs
+            ]
+    return costs
+
+
+def spent(process: Process, requests: int, *, do: str, **how: Any) -> float:
+    """CPU seconds of `process` for so many requests, until all is handed over."""
+    worked = process.tell(do, requests=requests, **how)["process_cpu"]
+    return worked + process.tell("flush")["process_cpu"]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK
+
+
+def redis(stack: ExitStack) -> Any:
+    """A Redis of our own for the time of `stack`; None where it cannot be had."""
+    from tests.services.errors import Unavailable
+    from tests.services.redis import Redis
+
+    server = Redis(own=True)
+    try:
+        return stack.enter_context(server)
+    except Unavailable as error:
+        print(f"without Redis: {error}")
+        return None
