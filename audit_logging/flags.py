@@ -99,7 +99,11 @@ class PublisherSource:
         """Ask the publisher; `tag` tells it what is in force here."""
         from .delivery import get_publisher
 
-        return get_publisher().flags(self._service, tag, self._reporter.headers())
+        answer = get_publisher().flags(self._service, tag, self._reporter.headers())
+        if answer is None:
+            return None
+        found, now = answer
+        return found, now or etag(found)
 
     def in_force(self, tag: str) -> None:
         """The next question says so."""

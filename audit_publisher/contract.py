@@ -120,7 +120,20 @@ CONFIG: dict[str, Any] = {
     "means that nothing changed.",
     "parameters": [
         *_HEADERS[:4],
-        OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER),
+        OpenApiParameter(
+            "If-None-Match",
+            str,
+            OpenApiParameter.HEADER,
+            description="The entity tag of the flags that the process has in force.",
+        ),
+        OpenApiParameter(
+            "Audit-Process",
+            str,
+            OpenApiParameter.HEADER,
+            description="Which process asks, for the admin to show who has taken a change up: "
+            "host, pid, started (epoch seconds), version and, now and then, settings (JSON), "
+            "encoded as a query string. What is not understood is ignored.",
+        ),
     ],
     "request": None,
     "responses": _responses(

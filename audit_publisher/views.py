@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,11 +18,14 @@ from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from audit_logging import uptake
+
 from . import contract, metrics
 from .authentication import SignatureAuthentication
 from .body import read_body
 from .conf import PublisherSettings, conf
 from .exceptions import AmbiguousHeader, InvalidEvent
+from .flags import Board, FlagsCache, matches
 from .intake import Result, error_of, problem_of, take
 from .problems import Problem, answer
 from .routing import http_headers
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+#: Which process asks for its flags.
+PROCESS = "HTTP_" + uptake.HEADER.upper().replace("-", "_")
 
 
 class _AnyAccept(BaseContentNegotiation):
@@ -182,40 +186,8 @@ def _item(result: Result) -> dict[str, Any]:
     }
 
 
-class FlagsCache:
-    """Services' flags as JSON with their entity tags, so that many pollers are one question.
-
-    :param clock: returns seconds, monotonic.
-    """
-
-    SECONDS = 1.0
-    #: Names come from whoever asks.
-    MOST = 1000
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._kept: dict[str, tuple[float, bytes, str]] = {}
-
-    def get(self, service_name: str) -> tuple[bytes, str]:
-        """Return (document, entity tag), a second old at most."""
-        from audit_logging import policy
-
-        now = self._clock()
-        kept = self._kept.get(service_name)
-        if kept is None or now >= kept[0]:
-            content = msgspec.json.encode(policy.document(service_name))
-            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            if len(self._kept) >= self.MOST:
-                self._kept.clear()
-            kept = self._kept[service_name] = (now + self.SECONDS, content, etag)
-        return kept[1], kept[2]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-
-
 _flags = FlagsCache()
+_board = Board()
 
 
 class ConfigView(PublisherView):
@@ -229,13 +201,14 @@ class ConfigView(PublisherView):
         """The capture policy of a service that keeps none of its own."""
         if not request.user.may_publish_for(service_name):
             raise Problem(403, "This consumer may not read this service's flags.")
+        asked_for = request.META.get("HTTP_IF_NONE_MATCH") or ""
+        _board.heard(service_name, asked_for, request.META.get(PROCESS, ""))
         try:
             content, etag = _flags.get(service_name)
         except Exception as error:
-            logger.warning("The flags of %r cannot be read: %s", service_name, error)
             raise Problem(503, "The flags cannot be read now.", retry_after=5) from error
         response: HttpResponse
-        if etag in (request.META.get("HTTP_IF_NONE_MATCH") or ""):
+        if matches(asked_for, etag):
             response = HttpResponseNotModified()
         else:
             response = HttpResponse(content, content_type=JSON)
