@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from .ingest.handover import obstacle
-from .models import Batch, DeadLetter, LakeFile, Lane, Site
+from .models import Batch, DeadLetter, LakeFile, Lane, Producer, Site
 from .status import human_bytes
 
 
@@ -209,3 +209,31 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     list_display = ("id", "batch", "offset", "reason", "message")
     list_filter = ("reason", "batch__sink")
     list_select_related = ("batch",)
+
+
+@admin.register(Producer)
+class ProducerAdmin(ReadOnlyAdmin):
+    """Capture processes: how many events each has numbered. audit_verify says what is missing."""
+
+    list_display = (
+        "epoch",
+        "service_name",
+        "host",
+        "pid",
+        "state",
+        "numbers",
+        "known_losses",
+        "started_at",
+        "last_at",
+    )
+    list_filter = ("state", "service_name", "last_at")
+    search_fields = ("epoch", "host")
+    show_full_result_count = False
+
+    @admin.display(description="numbered", ordering="seq")
+    def numbers(self, producer: Producer) -> str:
+        return f"{producer.seq:,}"
+
+    @admin.display(description="dropped")
+    def known_losses(self, producer: Producer) -> str:
+        return ", ".join(f"{count:,} {reason}" for reason, count in producer.dropped.items()) or "-"

@@ -36,6 +36,12 @@ DEAD_LETTERS = Counter(
     "correct its id), framing, schema, avro, value (fix the producer, then redrive).",
     ("sink", "reason"),
 )
+PRODUCER_RECORDS = Counter(
+    "audit_sink_producer_records_total",
+    "Records by which capture processes say how many events they have numbered; they go to the "
+    "ledger, not to the lake. None while rows are stored: audit_verify cannot name what is lost.",
+    ("sink",),
+)
 LOST = Counter(
     "audit_sink_lost_offsets_total",
     "Offsets that the log's retention took before they were stored, and that an admin accepted as "

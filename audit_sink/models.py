@@ -288,6 +288,50 @@ class SeenRequest(models.Model):
         return bytes(self.key).hex()
 
 
+class Producer(models.Model):
+    """A capture process, as it or its heirs describe it: what its numbers are compared with."""
+
+    class State(models.TextChoices):
+        """A producer is open, then for good one of the others."""
+
+        OPEN = "open", "open"
+        CLOSED = "closed", "ended in good order"
+        LOST = "lost", "killed"
+
+    service_name = models.CharField(max_length=200)
+    epoch = models.CharField(max_length=64, help_text="producer_epoch of its events.")
+    host = models.CharField(max_length=255, blank=True)
+    pid = models.BigIntegerField(default=0)
+    state = models.CharField(max_length=8, choices=State.choices, default=State.OPEN)
+    seq = models.BigIntegerField(
+        default=0, help_text="How many numbers it had given, when last heard of; from 0."
+    )
+    started_at = models.DateTimeField()
+    last_at = models.DateTimeField(help_text="When it was last heard of, by its own clock.")
+    dropped = models.JSONField(
+        default=dict, help_text="Numbered events that it dropped, by reason; the loss is known."
+    )
+    skipped = models.JSONField(
+        default=dict, help_text="Requests that it left out on purpose, without a number."
+    )
+
+    class Meta:
+        ordering = ["-last_at"]
+        constraints = [
+            # With the service, so that one cannot speak of another's processes.
+            models.UniqueConstraint(
+                fields=["service_name", "epoch"], name="audit_sink_one_producer"
+            )
+        ]
+        indexes = [
+            models.Index(fields=["last_at"], name="audit_sink_producer_last"),
+            models.Index(fields=["epoch"], name="audit_sink_producer_epoch"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.service_name} {self.epoch}"
+
+
 class Turn(models.Model):
     """Something that one process at a time does; see :mod:`audit_sink.ingest.turns`."""
 

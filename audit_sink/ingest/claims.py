@@ -19,9 +19,12 @@ from datetime import UTC, datetime
 from django.db import IntegrityError, transaction
 from django.db.models import F
 
+from audit_publisher.producer_records import ProducerRecord
+
 from ..conf import conf
 from ..exceptions import ClaimLost
 from ..models import Batch, DeadLetter, LakeFile, Lane
+from .producers import record_producers
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,17 @@ def planned_poison(batch: Batch) -> list[Poison]:
 
 
 def finish(
-    batch: Batch, files: Iterable[LakeFile], counts: Counts, *, lane: Lane, now: float
+    batch: Batch,
+    files: Iterable[LakeFile],
+    counts: Counts,
+    *,
+    lane: Lane,
+    now: float,
+    producers: Sequence[ProducerRecord] = (),
 ) -> None:
     """Mark `batch` done with its files, in one transaction: from here on its rows are readable.
 
+    :param producers: what the range says of capture processes.
     :raises ClaimLost: somebody else owns the claim, or finished it.
     """
     files = list(files)
@@ -160,6 +170,7 @@ def finish(
             done_at=_when(now),
         )
         LakeFile.objects.bulk_create(files, batch_size=50)
+        record_producers(producers)
         Lane.objects.filter(pk=lane.pk).update(next_offset=batch.end_offset)
     batch.state, batch.bytes = Batch.State.DONE, size
 

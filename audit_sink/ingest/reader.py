@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from audit_publisher.eventlog.base import EventLog, Limits, StoredRecord
 from audit_publisher.exceptions import OffsetOutOfRange
+from audit_publisher.producer_records import ProducerRecord
 
 from ..conf import conf
 from ..exceptions import RangeUnavailable
+from .producers import producer_record
 from .sites import SiteFilter
 
 #: Records and bytes asked for at once; what is not kept is let go of before the next are read.
@@ -25,6 +27,7 @@ class Range:
     """What was read of [`start`, `end`).
 
     :ivar kept: the sink's own records, in the order of the log.
+    :ivar producers: what capture processes say of themselves, among its own; no rows of the lake.
     :ivar read: records read, of whatever owner.
     :ivar full: a limit was reached; there may be more.
     :ivar oldest: epoch micros of the first record, whoever owns it; None when there is none.
@@ -33,6 +36,7 @@ class Range:
     start: int
     end: int
     kept: list[StoredRecord] = field(default_factory=list)
+    producers: list[ProducerRecord] = field(default_factory=list)
     kept_bytes: int = 0
     read: int = 0
     full: bool = False
@@ -100,16 +104,23 @@ def _keep(
     max_records = conf.MAX_BATCH_RECORDS
     max_bytes = conf.MAX_BATCH_BYTES
     max_scan = conf.MAX_SCAN_RECORDS
+    full = False
     for record in records:
         if sites.owner(record.headers) == sink:
             size = record.size
-            if bounded and found.kept and found.kept_bytes + size > max_bytes:
+            taken = len(found.kept) + len(found.producers)
+            if bounded and taken and found.kept_bytes + size > max_bytes:
                 found.full = True
                 return
-            found.kept.append(record)
+            said = producer_record(record)
+            if said is None:
+                found.kept.append(record)
+            else:
+                found.producers.append(said)
             found.kept_bytes += size
+            full = taken + 1 >= max_records
         found.read += 1
         found.end = record.offset + 1
-        if bounded and (len(found.kept) >= max_records or found.read >= max_scan):
+        if bounded and (full or found.read >= max_scan):
             found.full = True
             return

@@ -206,8 +206,9 @@ class _Worker:
         files = list(self._write(batch, table)) if table is not None else []
         failpoint("after_upload")
         counts = Counts(sum(file.rows for file in files), duplicates, len(poison))
-        claims.finish(batch, files, counts, lane=lane, now=self.clock())
+        claims.finish(batch, files, counts, lane=lane, now=self.clock(), producers=found.producers)
         failpoint("after_ledger")
+        metrics.PRODUCER_RECORDS.labels(lane.sink).inc(len(found.producers))
         self._report(batch, files, counts, time.monotonic() - started)
         return counts.stored
 

@@ -41,7 +41,7 @@ def query(sql: str, *, sites: Sequence[str] = (), limit: int | None = None) -> p
             f"There is no site {', '.join(unknown)}. Use {', '.join(sorted(known)) or 'none'}."
         )
     source = dataset(files(sites))
-    connection = _connect()
+    connection = connect()
     try:
         connection.register(TABLE, source)
         # From here on nothing but this statement runs, and no setting can be changed.
@@ -124,7 +124,8 @@ def dataset(found: Iterable[dict[str, Any]]) -> ds.Dataset:
     return parts[0] if len(parts) == 1 else ds.dataset(parts)
 
 
-def _connect() -> duckdb.DuckDBPyConnection:
+def connect() -> duckdb.DuckDBPyConnection:
+    """A database of its own in memory, which reaches nothing outside, bounded by the settings."""
     import duckdb
 
     return duckdb.connect(
