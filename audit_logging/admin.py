@@ -2,6 +2,7 @@
 
 from django.contrib import admin
 
+from . import dead_letters_admin as dead_letters_admin
 from .models import CaptureFlags, EndpointRule
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from audit_logging import dead_letters
 from audit_logging.conf import conf
-from audit_logging.delivery import DEAD_STREAM, RETRY_STREAM
+from audit_logging.dead_letter_file import DEAD_STREAM, Letter
+from audit_logging.delivery import RETRY_STREAM
 from audit_logging.exceptions import SpoolError
+from audit_logging.outbox import STREAM
 from audit_logging.spool import DurableQueue, Record
-from audit_logging.transport import STREAM
+
+_ONE = (("events", b"1"),)
 
 
 class Command(BaseCommand):
@@ -29,8 +35,8 @@ class Command(BaseCommand):
             nargs="?",
             default="status",
             choices=["status", "dead-letters", "redeliver"],
-            help="status: how much waits; dead-letters: the refused events and why; redeliver: "
-            "move the refused events back to the delivery spool.",
+            help="status: how much waits; dead-letters: the refused events and why, those still in "
+            "the file and those in the database; redeliver: send all of them again.",
         )
         parser.add_argument("--limit", type=int, default=20, help="dead letters shown at most")
         parser.add_argument("--json", action="store_true", help="for programs")
@@ -76,14 +82,17 @@ class Command(BaseCommand):
 
     def _dead_letters(self, dead: DurableQueue, limit: int, as_json: bool) -> None:
         records = dead.read(DEAD_STREAM, 0, max_records=limit) if dead.path.exists() else []
-        for record in records:
-            reason = (dict(record.headers).get("reason") or b"").decode("utf-8", "replace")
-            event = json.loads(record.value)
-            row = {"request_id": event.get("request_id"), "reason": reason}
+        rows = [_row(Letter.of(record)) for record in records]
+        try:
+            rows += dead_letters.summaries(limit - len(rows))
+        except Exception as error:  # noqa: BLE001 - whatever a database's driver raises
+            self.stderr.write(f"Those in the database cannot be shown: {error}".strip())
+        for row in rows:
+            said = " ".join(str(row["reason"]).split())
             self.stdout.write(
-                json.dumps(row) if as_json else f"{row['request_id']}  {row['reason']}"
+                json.dumps(row) if as_json else f"{row['request_id'] or 'damaged'}  {said}"
             )
-        if not records and not as_json:
+        if not rows and not as_json:
             self.stdout.write("No event was refused.")
 
     def _redeliver(self, dead: DurableQueue, delivery: DurableQueue) -> None:
@@ -95,11 +104,37 @@ class Command(BaseCommand):
             try:
                 delivery.append(
                     RETRY_STREAM,
-                    [Record(record.value, headers=(("events", b"1"),)) for record in records],
+                    [Record(_sendable(record.value), headers=_ONE) for record in records],
                 )
             except SpoolError:
                 dead.release(DEAD_STREAM, records)
                 raise
             dead.settle(DEAD_STREAM, records)
             moved += len(records)
+        try:
+            moved += len(dead_letters.resend(dead_letters.DeadLetter.objects.all()))
+        except Exception as error:  # noqa: BLE001 - see above
+            self.stderr.write(f"Those in the database stay where they are: {error}".strip())
         self.stdout.write(f"{moved} events will be delivered again.")
+
+
+def _row(letter: Letter) -> dict[str, Any]:
+    return {
+        "place": "file",
+        "request_id": letter.fields.get("request_id"),
+        "reason": letter.reason,
+        "status": letter.status,
+        "refused_at": datetime.fromtimestamp(letter.refused_at, UTC).isoformat(),
+        "state": "waiting",
+        "attempts": 1,
+    }
+
+
+def _sendable(value: bytes) -> bytes:
+    """What the delivery spool takes: an event as it is, or a damaged batch's own bytes."""
+    if value.startswith(b"{"):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError:
+        return value
