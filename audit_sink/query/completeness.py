@@ -36,6 +36,13 @@ _LONG_REQUEST = timedelta(days=1)
 _ROWS_AT_ONCE = 40_000_000
 _ALL = 2**64 - 1
 
+#: Nobody has told DuckDB how many rows the lake has: left to itself it would hold them all in
+#: memory to join them with the few producers that are wanted.
+_SETTINGS = """
+    SET TimeZone = 'UTC';
+    SET preserve_insertion_order = false;
+    SET disabled_optimizers = 'join_order,build_side_probe_side'
+"""
 _SUMMARY = f"""
     SELECT service_name, producer_epoch, count(*), min(seq), max(seq), sum(seq),
            max(seq) FILTER (WHERE response_ts <= $settled)
@@ -185,7 +192,7 @@ def completeness(
     connection = connect()
     try:
         connection.register(TABLE, dataset(files()))
-        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(_SETTINGS)
         suspects: list[tuple[Numbers, int]] = []
         for numbers, complete, rows in _summaries(connection, known, since, settled):
             found.checked += 1
