@@ -62,13 +62,13 @@ def take(
     sender: Sender,
     now: int,
     *,
-    batch: bool = False,
+    batch: bool = True,
 ) -> list[Result]:
     """Take `events`; return one result each, in order.
 
     :param http: forwarded headers of the request.
     :param now: epoch microseconds.
-    :param batch: they came as a batch, in which there may be producer records.
+    :param batch: there may be producer records among them.
     """
     metrics.RECEIVED.inc(len(events))
     results: list[Result | None] = [None] * len(events)

@@ -127,7 +127,7 @@ def test_a_sender_may_not_speak_for_another_service(db: None) -> None:
         json.dumps(make_producer_record(service_name=name)).encode()
         for name in ("orders-api", "inventory-api")
     ]
-    results = intake.take(data, {}, sender, time.time_ns() // 1000, batch=True)
+    results = intake.take(data, {}, sender, time.time_ns() // 1000)
     assert [each.outcome.status for each in results] == ["published", "rejected"]
     error = intake.error_of(results[1].outcome)
     assert error is not None
