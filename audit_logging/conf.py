@@ -217,12 +217,11 @@ class LoggingSettings(AppSettings):
         minimum=1,
         maximum=1000,
     )
-    BUILD_IN: Literal["thread", "process"] = option(
-        "thread",
-        "Where events are parsed, redacted and encoded: on a background thread of the service, or "
-        "in a process of its own beside each of the service's, which takes some 40 MB of memory "
-        "and leaves the interpreter to the requests. For services that are busy or have large "
-        "bodies.",
+    BUILD_IN: Literal["auto", "thread", "process"] = option(
+        "auto",
+        "Where events are parsed, redacted and encoded: on a background thread of the service, "
+        "which takes turns with its requests, or in a process beside it, which takes some 40 MB "
+        "of memory. auto: on the thread, until that takes 3 % of a core.",
     )
     LINGER_SECONDS: float = option(
         0.1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +24,44 @@ _PATIENCE = 10.0
 _NOT_INHERITED = ("AUDIT_LOGGING_", "DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR")
 
 
+#: Seconds over which it is looked how much the building takes, and the share of one core from
+#: which it is worth a process.
+_WINDOW = 3.0
+_WORTH_IT = 0.03
+#: Seconds without a frame after which a process that was started for its load is ended.
+_UNUSED = 120.0
+
+
+class Load:
+    """Tells whether a thread's work has grown to what is worth a process of its own.
+
+    :param clock: returns monotonic seconds.
+    :param cpu: returns the thread's own CPU seconds.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._clock = clock
+        self._cpu = cpu
+        self._began: tuple[float, float] | None = None
+
+    def heavy(self) -> bool:
+        """Whether it was so in the window that has just ended; called by that thread, often."""
+        now = self._clock()
+        if self._began is None:
+            self._began = now, self._cpu()
+            return False
+        elapsed = now - self._began[0]
+        if elapsed < _WINDOW:
+            return False
+        used = self._cpu() - self._began[1]
+        self._began = now, self._cpu()
+        return used / elapsed >= _WORTH_IT
+
+
 class RemoteBuilder:
     """Builds events in a process beside this one; for one background thread.
 
@@ -33,6 +73,12 @@ class RemoteBuilder:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._breaker = Breaker(first=1.0, longest=60.0)
+        self._used_at = time.monotonic()
+
+    @property
+    def unused(self) -> bool:
+        """Whether it has built nothing for a long time."""
+        return time.monotonic() - self._used_at > _UNUSED
 
     @property
     def ready(self) -> bool:
@@ -71,6 +117,7 @@ class RemoteBuilder:
             self._failed(error)
             raise BuilderUnavailable(f"The builder process failed: {error!r}") from error
         self._breaker.succeeded()
+        self._used_at = time.monotonic()
         return parcels, failed
 
     def close(self) -> None:

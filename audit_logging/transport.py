@@ -20,9 +20,10 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
-from . import metrics
+from . import metrics, tracing
 from .background import Loop
 from .batch import pack
 from .buffer import Buffer, Hand
@@ -30,9 +31,10 @@ from .capture import Exchange
 from .conf import LoggingSettings, conf
 from .event import EventBuilder
 from .exceptions import BuilderUnavailable
+from .flags import in_test_run
 from .outbox import IDLE, STREAM, Outbox, Outcome, Send
 from .producers import Producer
-from .remote_builder import RemoteBuilder
+from .remote_builder import Load, RemoteBuilder
 
 __all__ = ["STREAM", "Send", "Transport", "get_transport", "set_transport"]
 
@@ -81,7 +83,7 @@ class Transport:
         self.spool = self.outbox.spool
         self._sender = Loop(self._send_step, name="audit-sender")
         self._overflow = Loop(self._overflow_step, name="audit-overflow")
-        self._remote = RemoteBuilder(options) if options.BUILD_IN == "process" else None
+        self._remote: RemoteBuilder | None = None
         self._locks: dict[int, threading.Lock] = {}
         self._fresh()
         _instances.add(self)
@@ -98,6 +100,10 @@ class Transport:
         self.producer = Producer(self._options)
         if self._remote is not None:
             self._remote.let_go()
+            self._remote = None
+        if self._options.BUILD_IN == "process":
+            self._remote = RemoteBuilder(self._options)
+        self._load = Load()
         self._idle = True
         self._gathering = False
         self._attached = False
@@ -149,10 +155,12 @@ class Transport:
         with hand.at_work:
             taken = hand.take(self.buffer, self._options.BATCH_SIZE)
             metrics.buffer_depth.set(len(self.buffer))
-            self._work_off(hand, self.outbox.dispatch)
+            with tracing.span("batch", events=taken) if taken else nullcontext():
+                self._work_off(hand, self.outbox.dispatch)
         if taken and self.buffer.nearly_full:
             return 0.0
         self._report()
+        self._choose_builder()
         # Also while there is traffic, which may never end.
         pause = self.outbox.replay()
         if taken:
@@ -216,6 +224,18 @@ class Transport:
             hand.encoded(exchange, line, size + 1)
         self._seal(hand)
         self._place(hand, place)
+
+    def _choose_builder(self) -> None:
+        """With BUILD_IN = "auto": a process for the building as long as there is much of it."""
+        if self._options.BUILD_IN != "auto" or in_test_run():
+            return
+        if self._remote is None:
+            if self._load.heavy():
+                logger.info("building events takes its share of this process: a process is started")
+                self._remote = RemoteBuilder(self._options)
+        elif self._remote.unused:
+            self._remote.close()
+            self._remote = None
 
     def _build_remotely(self, remote: RemoteBuilder, hand: Hand, group: list[Exchange]) -> bool:
         self._building_since = time.monotonic()

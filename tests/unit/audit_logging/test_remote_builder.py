@@ -1,0 +1,212 @@
+"""Building events in a process beside the service's: the same events, and none lost with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import RequestFactory
+
+from audit_logging import metrics
+from audit_logging.batch import unpack
+from audit_logging.builder_process import FIELDS, exchange_from, state_of
+from audit_logging.capture import Exchange
+from audit_logging.conf import LoggingSettings
+from audit_logging.event import EventBuilder
+from audit_logging.exceptions import BuilderUnavailable
+from audit_logging.policy import Decision
+from audit_logging.remote_builder import Load, RemoteBuilder
+from audit_logging.transport import Transport
+from tests.support import eventually
+
+Options = Callable[..., LoggingSettings]
+
+
+def exchange(
+    seq: int = 0, body: bytes = b'{"password": "hush-hush", "n": 1}', **values: Any
+) -> Exchange:
+    request = RequestFactory().post(
+        "/orders/7/?token=hush",
+        b"",
+        content_type="application/json",
+        HTTP_AUTHORIZATION="Bearer x1y2z3w4",
+    )
+    made = Exchange(
+        request, Decision(request_body=True, response_body=True, max_body_bytes=1 << 20)
+    )
+    made.status, made.response_type, made.response_body = 201, "application/json", body
+    made.request_body, made.request_size, made.response_size = body, len(body), len(body)
+    made.producer_epoch, made.seq = "epoch", seq
+    made.route, made.kwargs = "orders/<int:pk>/", {"pk": 7}
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture
+def remote(options: Options) -> Iterator[RemoteBuilder]:
+    made = RemoteBuilder(options(MAX_EVENT_BYTES=100_000, BATCH_BYTES=10_000))
+    eventually(lambda: made.ready, 30)
+    yield made
+    made.close()
+
+
+def lines(parcels: list[tuple[bytes, int]]) -> list[dict[str, Any]]:
+    for batch, count in parcels:
+        assert len(unpack(batch)) == count
+    return [json.loads(line) for batch, _ in parcels for line in unpack(batch)]
+
+
+def test_the_process_builds_what_the_thread_builds(options: Options, remote: RemoteBuilder) -> None:
+    here = EventBuilder(options())
+    made = [
+        exchange(0),
+        exchange(1, body="語 \ud800".encode("utf-8", "surrogatepass")),
+        exchange(2, response_body=None, request_body=None, error="ValueError: no price"),
+        exchange(3, route="reset/<uuid:token>", kwargs={"token": uuid.UUID(int=7), "none": None},
+                 path=f"/reset/{uuid.UUID(int=7)}"),
+        exchange(4, route=None, status=404, outcome="completed"),
+    ]  # fmt: skip
+    parcels, failed = remote.build(made)
+    expected = [json.loads(here.encode(here.build(one))) for one in made]
+    assert lines(parcels) == expected
+    assert not failed
+    assert str(uuid.UUID(int=7)) not in json.dumps(expected)
+    assert "hush" not in json.dumps(expected)
+
+
+def test_every_field_that_makes_an_event_is_sent() -> None:
+    """A new field of an exchange is forgotten here by nobody."""
+    not_sent = {"weight", "added", "started_monotonic"}
+    declared = {
+        name
+        for name, value in vars(Exchange).items()
+        if not name.startswith("_") and not callable(value)
+    }
+    assigned = {name for name in vars(exchange()) if not name.startswith("_")}
+    assert (declared | assigned) - not_sent == set(FIELDS)
+    assert vars(exchange_from(state_of(exchange()))).keys() == set(FIELDS)
+
+
+def test_batches_are_bounded(remote: RemoteBuilder) -> None:
+    body = json.dumps({"note": "n" * 2000}).encode()
+    parcels, _ = remote.build([exchange(n, body) for n in range(10)])
+    assert len(parcels) > 2
+    assert [event["seq"] for event in lines(parcels)] == list(range(10))
+
+
+def test_an_event_that_cannot_be_built_costs_itself_alone(remote: RemoteBuilder) -> None:
+    parcels, failed = remote.build([exchange(0), exchange(1, started=None), exchange(2)])
+    assert [event["seq"] for event in lines(parcels)] == [0, 2]
+    assert failed == 1
+
+
+def test_what_is_no_plain_value_is_built_here(remote: RemoteBuilder) -> None:
+    class Own(str):
+        pass
+
+    with pytest.raises(BuilderUnavailable):
+        remote.build([exchange(0, user=Own("ada"))])
+    # It is no fault of the process.
+    assert lines(remote.build([exchange(1)])[0])[0]["seq"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_dies_is_replaced(remote: RemoteBuilder, number: signal.Signals) -> None:
+    process = remote._process
+    assert process is not None
+    process.send_signal(number)
+    if number == signal.SIGKILL:
+        process.wait(10)
+        with pytest.raises(BuilderUnavailable):
+            remote.build([exchange()])
+        eventually(lambda: remote.ready, 30)
+    # A terminal's and a service manager's signals are the parent's to follow.
+    assert lines(remote.build([exchange()])[0])
+    assert (remote._process is process) == (number != signal.SIGKILL)
+
+
+def test_it_ends_with_its_parent(options: Options, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            made = RemoteBuilder(options())
+            eventually(lambda: made.ready, 30)
+            assert made._process is not None
+            os.write(writing, str(made._process.pid).encode())
+        finally:
+            # As kill -9 does: nothing is closed in an orderly way.
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    os.close(writing)
+    pid = int(os.read(reading, 20))
+    os.close(reading)
+
+    def gone() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    eventually(gone, 20)
+
+
+def test_a_forked_child_leaves_it_to_the_parent(remote: RemoteBuilder) -> None:
+    child = os.fork()
+    if child == 0:
+        remote.let_go()
+        remote.close()
+        os._exit(0 if not remote._ready else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert lines(remote.build([exchange()])[0])
+
+
+class Sent:
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def __call__(self, batch: bytes, count: int) -> None:
+        found = [json.loads(line) for line in unpack(batch)]
+        self.events += [event for event in found if "record" not in event]
+
+
+@pytest.mark.parametrize("build_in", ["process", "thread"])
+def test_a_transport_loses_nothing_when_the_process_is_killed_again_and_again(
+    options: Options, counted: Callable[..., float], build_in: str
+) -> None:
+    sent = Sent()
+    transport = Transport(sent, options(BUILD_IN=build_in, BUFFER_SIZE=10_000, LINGER_SECONDS=0))
+    try:
+        for n in range(400):
+            transport.submit(exchange())
+            remote = transport._remote
+            if n % 80 == 40 and remote is not None:
+                eventually(lambda remote=remote: remote.ready or not remote._breaker.allows, 30)
+                if remote._process is not None:
+                    remote._process.kill()
+        eventually(lambda: len(sent.events) == 400, 30)
+    finally:
+        transport.close()
+    assert [event["seq"] for event in sent.events] == list(range(400))
+    assert counted(metrics.queued) == 400
+    assert counted(metrics.rejected) == 0
+
+
+def test_the_load_is_that_of_the_thread_itself() -> None:
+    clock, cpu = [0.0], [0.0]
+    load = Load(lambda: clock[0], lambda: cpu[0])
+    assert not load.heavy()
+    seen = []
+    for share in (0.001, 0.02, 0.05, 0.001):
+        for _ in range(10):
+            clock[0] += 0.5
+            cpu[0] += 0.5 * share
+            seen.append((share, load.heavy()))
+    assert {share for share, heavy in seen if heavy} == {0.05}
