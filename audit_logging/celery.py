@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
+from . import tracing
 from .conf import conf
 
 # The durable local broker is spelled durable:///path in any URL.
@@ -111,7 +112,12 @@ def send_batch(batch: bytes, count: int) -> None:
     """
     payload = base64.b64encode(batch).decode("ascii")
     _producer_app().send_task(
-        DELIVER, args=(payload, count), queue=conf.CELERY_QUEUE, retry=False, ignore_result=True
+        DELIVER,
+        args=(payload, count),
+        queue=conf.CELERY_QUEUE,
+        headers=tracing.headers(),
+        retry=False,
+        ignore_result=True,
     )
 
 

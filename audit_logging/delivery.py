@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from . import dead_letter_file, metrics
+from . import dead_letter_file, metrics, tracing
 from .background import Loop
 from .batch import Batch
 from .breaker import Breaker
@@ -167,7 +167,8 @@ class Deliverer:
     def _send(self, batch: Batch) -> list[str]:
         """Send; account for what was settled; return the lines to send again."""
         try:
-            result = self.target.send(batch)
+            with tracing.span("deliver", kind="client", batch=batch.packed, events=batch.count):
+                result = self.target.send(batch)
         except RetryLater:
             metrics.delivery_failures.inc(reason="unavailable")
             raise

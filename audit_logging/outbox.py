@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
-from . import metrics
+from . import metrics, tracing
 from .breaker import Breaker
 from .conf import LoggingSettings
 from .exceptions import SpoolError, SpoolFull
@@ -114,7 +114,8 @@ class Outbox:
     def _try_send(self, batch: bytes, count: int) -> bool:
         self.sending_since = time.monotonic()
         try:
-            self._send(batch, count)
+            with tracing.span("send", kind="producer", batch=batch, events=count):
+                self._send(batch, count)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
             self.breaker.failed()
             self.warn("the Celery broker does not take events; they are spooled: %s", error)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import urllib3
 
+from . import tracing
 from .batch import Batch
 from .conf import LoggingSettings, conf
 from .exceptions import Declined, DeliveryRefused, RetryLater
@@ -156,6 +157,7 @@ class Publisher:
         try:
             if self._signer is not None:
                 headers = headers | self._signer.headers(int(self._clock() * 1000))
+            headers = headers | tracing.headers()
             response = self._pool.request(
                 method,
                 self._base + path,

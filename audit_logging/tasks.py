@@ -6,10 +6,11 @@ import logging
 import time
 from typing import Any
 
-from celery import shared_task
+from celery import Task, shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
+from . import tracing
 from .celery import APP_NAME, DELIVER
 from .delivery import get_deliverer
 from .handover import celery_child_ends
@@ -23,21 +24,26 @@ REQUEUE_SECONDS = 1.0
 _ours = False
 
 
-@shared_task(name=DELIVER, ignore_result=True)
-def deliver(payload: str, events: int) -> None:
+@shared_task(name=DELIVER, ignore_result=True, bind=True)
+def deliver(self: Task, payload: str, events: int) -> None:
     """Bring one batch to the publisher, or to a durable place of this host.
 
     :param payload: the batch in base64; an older version sent JSON lines as they are.
     :param events: how many it holds.
     """
     try:
-        get_deliverer().deliver(payload, events)
+        with tracing.span("receive", kind="consumer", parent=_sent_along(self), events=events):
+            get_deliverer().deliver(payload, events)
     except Exception as error:
         # Celery acknowledges what fails, which would lose the batch. It goes back to the broker;
         # the pause keeps a worker that can do nothing else from spinning.
         logger.exception("%s events could neither be delivered nor kept; they are requeued", events)
         time.sleep(REQUEUE_SECONDS)
         raise Reject(error, requeue=True) from error
+
+
+def _sent_along(task: Task) -> dict[str, Any]:
+    return {name: task.request.get(name) for name in ("traceparent", "tracestate")}
 
 
 @worker_init.connect(dispatch_uid="audit_logging.worker_init")

@@ -33,6 +33,8 @@ FORWARDED = (
 )
 _BY_KEY = {header_key(name): name for name in FORWARDED}
 _SITE, _CONSUMER = header_key(SITE_HEADER), header_key(CONSUMER_HEADER)
+#: The key of the trace context in what :func:`http_headers` finds.
+TRACE = header_key("traceparent")
 
 #: Longest header value that is forwarded, in bytes.
 MAX_HEADER_BYTES = 256
@@ -155,6 +157,9 @@ def to_record(event: LogEvent, http: Mapping[str, str], now: int) -> tuple[str, 
         raise InvalidEvent(where, "the site id is too long or holds a control character")
     consumer = (event.consumer_id or "").strip() or own.get(_CONSUMER)
     values = {**http, **{key: value for key, value in own.items() if value}}
+    if event.trace_id and event.trace_id.strip().lower() not in values.get(TRACE, "").lower():
+        # Whoever brought the event was in a trace of its own.
+        values.pop(TRACE, None)
     values[_SITE] = site or ""
     values[_CONSUMER] = consumer or http.get(_CONSUMER, "")
     headers: list[Header] = [

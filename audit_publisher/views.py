@@ -18,7 +18,7 @@ from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from audit_logging import uptake
+from audit_logging import tracing, uptake
 
 from . import contract, metrics
 from .authentication import SignatureAuthentication
@@ -28,7 +28,7 @@ from .exceptions import AmbiguousHeader, InvalidEvent
 from .flags import Board, FlagsCache, matches
 from .intake import Result, error_of, problem_of, take
 from .problems import Problem, answer
-from .routing import http_headers
+from .routing import TRACE, http_headers
 from .serializers import split_array
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,17 @@ def _take(
         raise Problem(400, str(error)) from error
     except InvalidEvent as error:
         raise Problem(422, error.reason, field=error.field) from error
-    return take(events, http, request.user, time.time_ns() // 1000, batch=batch)
+    if batch:
+        # That of the delivery, which says nothing of the events in it.
+        http.pop(TRACE, None)
+    with tracing.span("publish", kind="server", parent=_sent_along(request), events=len(events)):
+        return take(events, http, request.user, time.time_ns() // 1000, batch=batch)
+
+
+def _sent_along(request: Request) -> dict[str, str | None]:
+    return {
+        name: request.META.get(f"HTTP_{name.upper()}") for name in ("traceparent", "tracestate")
+    }
 
 
 def _take_one(request: Request) -> Result:

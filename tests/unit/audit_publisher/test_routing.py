@@ -135,3 +135,23 @@ def test_topic_routes_in_the_admin_decide() -> None:
 
 def test_key() -> None:
     assert make_record(make_event(endpoint_name="/a/b", service_name="s")).key == b"s/a/b"
+
+
+THE_EVENTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+THE_DELIVERYS = "00-11111111111111111111111111111111-2222222222222222-01"
+
+
+@pytest.mark.parametrize(
+    ("event", "carried"),
+    [
+        ({"headers": {"traceparent": THE_EVENTS}, "trace_id": THE_EVENTS[3:35]}, THE_EVENTS),
+        ({"headers": {"traceparent": THE_EVENTS}, "trace_id": None}, THE_EVENTS),
+        # Its service does not record the header: no trace is better than another's.
+        ({"headers": {}, "trace_id": THE_EVENTS[3:35]}, None),
+        ({"headers": {}, "trace_id": THE_DELIVERYS[3:35].upper()}, THE_DELIVERYS),
+        ({"headers": {}, "trace_id": None}, THE_DELIVERYS),
+    ],
+)
+def test_an_event_keeps_its_own_trace(event: dict[str, Any], carried: str | None) -> None:
+    record = make_record(make_event(**event), http={routing.TRACE: THE_DELIVERYS})
+    assert dict(record.headers).get("traceparent") == (carried and carried.encode())
