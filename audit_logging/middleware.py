@@ -20,6 +20,7 @@ from . import checks, metrics
 from .capture import Exchange, describe, exchange_of, meta_keys
 from .conf import conf
 from .policy import Policy, make_snapshot
+from .tracing import traceparent_of
 from .transport import get_transport
 
 logger = logging.getLogger(__name__)
@@ -92,11 +93,14 @@ class AuditMiddleware:
             # Installed twice: the outer one records it.
             return None
         try:
-            decision = self._policy().decide(request.path, request.META.get("HTTP_TRACEPARENT", ""))
+            traceparent = traceparent_of(request.META)
+            decision = self._policy().decide(request.path, traceparent)
             if decision.skip is not None:
                 metrics.skipped.inc(reason=decision.skip)
                 return None
             exchange = Exchange(request, decision, self._keys)
+            if traceparent:
+                exchange.meta["HTTP_TRACEPARENT"] = traceparent
         except Exception:
             _internal_error("begin")
             return None
