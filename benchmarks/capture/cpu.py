@@ -7,6 +7,8 @@ a real broker until nothing is left in memory. What Redis itself uses is told be
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from .contenders import OURS
 from .service import Spec
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
+_LOOK = 0.4
+#: Share of a core that is as good as nothing: flags are looked up every other second.
+_AT_REST = 0.06
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,17 @@ def cpu_seconds(pid: int) -> float:
     """CPU seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK
+
+
+def rest(used: Callable[[], float], limit: float = 15.0) -> None:
+    """Wait until whoever `used` tells the CPU seconds of has nothing more to do, or no end of it."""
+    end, before = time.monotonic() + limit, used()
+    while time.monotonic() < end:
+        time.sleep(_LOOK)
+        now = used()
+        if now - before < _LOOK * _AT_REST:
+            return
+        before = now
 
 
 def redis(stack: ExitStack) -> Any:

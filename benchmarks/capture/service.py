@@ -69,6 +69,8 @@ class Spec:
         return cls(**json.loads(text))
 
 
+_DATABASE = "db.sqlite3"
+
 _body: bytes = b""
 
 
@@ -139,7 +141,7 @@ def configure(spec: Spec) -> None:
         ],
         DATABASES={
             "default": spec.database
-            or {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "db.sqlite3")}
+            or {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / _DATABASE)}
         },
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         STATIC_URL="static/",
@@ -151,8 +153,9 @@ def configure(spec: Spec) -> None:
     )
     import django
 
+    fresh = not (folder / _DATABASE).exists()
     django.setup()
-    if spec.recorded and not spec.database:
+    if spec.recorded and not spec.database and fresh:
         from django.core.management import call_command
 
         call_command("migrate", verbosity=0)

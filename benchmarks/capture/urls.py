@@ -23,6 +23,12 @@ async def order_async(request: HttpRequest) -> HttpResponse:
     return JsonResponse(json.loads(request.body))
 
 
+@csrf_exempt
+def upload(request: HttpRequest) -> HttpResponse:
+    """Give back what came, byte for byte."""
+    return HttpResponse(request.body, content_type="application/json")
+
+
 def _view() -> Any:
     if settings.BENCHMARK_DRF:
         from rest_framework.decorators import api_view
@@ -36,6 +42,6 @@ def _view() -> Any:
     return order_async if settings.BENCHMARK_ASYNC else order
 
 
-urlpatterns = [path("iac/v1/inventory", _view())]
+urlpatterns = [path("iac/v1/inventory", _view()), path("iac/v1/upload", upload)]
 if "silk" in settings.INSTALLED_APPS:
     urlpatterns.append(path("silk/", include("silk.urls", namespace="silk")))
