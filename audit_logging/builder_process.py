@@ -52,6 +52,7 @@ FIELDS = (
     "request_body",
     "request_size",
     "request_unread",
+    "request_taken",
     "response_body",
     "response_size",
     "response_is_file",

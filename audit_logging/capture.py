@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from io import BytesIO
 from tempfile import SpooledTemporaryFile
 from types import MappingProxyType
 from typing import Any
 
-from django.conf import settings
 from django.core.signals import got_request_exception
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
@@ -70,6 +68,9 @@ class Exchange:
     # Defaults of the class: each that a request does not change costs it nothing.
     request_body: bytes | None = None
     request_unread = False
+    #: Bytes that the service read of a body, where it did not read all of it.
+    request_taken: int | None = None
+    _watched: Watched | None = None
     response_body: bytes | None = None
     response_size: int | None = None
     response_is_file = False
@@ -111,13 +112,13 @@ class Exchange:
         self.weight = 2048 + len(self.request_body or b"") + len(self.response_body or b"")
         return self.weight
 
-    def read_request_body(self, request: HttpRequest) -> None:
-        """Read the body before the view does, only where that changes nothing for the view.
+    def watch_request_body(self, request: HttpRequest) -> None:
+        """See the body when the view reads it; read nothing that the view would not.
 
-        Under ASGI the whole body lies in a buffer already, and is looked at in its place. Else a
-        body of unknown length, of a type that is not recorded, already being read, or larger than
-        the cap or than Django itself allows, is left alone: reading it here could leave the view
-        an empty stream.
+        Under ASGI the whole body lies in a buffer already, and is looked at in its place. Else it
+        is on its way: whoever reads it waits for the caller, and a service that answers without
+        reading must not. A body of unknown length, of a type that is not recorded, larger than
+        the cap, or already being read, is left alone.
         """
         stream = request.__dict__.get("_stream")
         size = self.request_size
@@ -127,23 +128,8 @@ class Exchange:
         recordable = _is_recordable(self.meta.get("CONTENT_TYPE", ""))
         if buffered:
             self._look_at(stream, recordable)
-            return
-        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        if (
-            not size
-            or not recordable
-            or size > self.max_body_bytes
-            or (limit is not None and size > limit)
-        ):
-            return
-        try:
-            self.request_body = stream.read()
-        except OSError as error:
-            # The caller left while sending. The view meets the same error when it reads.
-            request.__dict__["_stream"] = _Broken(error)
-        else:
-            # To the view the request is as unread as it was.
-            request.__dict__["_stream"] = BytesIO(self.request_body)
+        elif size and recordable and size <= self.max_body_bytes:
+            self._watched = request.__dict__["_stream"] = Watched(stream)
 
     def _look_at(self, stream: SpooledTemporaryFile, recordable: bool) -> None:
         position = stream.tell()
@@ -156,11 +142,14 @@ class Exchange:
 
     def saw_request(self, request: HttpRequest) -> None:
         """Take what the view left behind: the body it read, the route, the user."""
-        left = request.__dict__.get("_body")
-        if self.wants_request_body and self.request_body is None and left is not None:
-            self.request_size = len(left)
-            if len(left) <= self.max_body_bytes:
-                self.request_body = left
+        watched = self._watched
+        if self.wants_request_body and self.request_body is None and not (watched and watched.size):
+            left = request.__dict__.get("_body")
+            if left is not None:
+                self._watched = None
+                self.request_size = len(left)
+                if len(left) <= self.max_body_bytes:
+                    self.request_body = left
         if self.request_body is None and not self.request_size:
             # No length was given; whether there was a body nobody asked.
             self.request_unread = "HTTP_TRANSFER_ENCODING" in self.meta
@@ -176,28 +165,64 @@ class Exchange:
             self.user = None
 
     def ended(self) -> None:
-        """The interaction is over: stop its clock."""
+        """The interaction is over: stop its clock, and take what was read of the body by now."""
         self.duration = time.perf_counter() - self.started_monotonic
+        watched = self._watched
+        if watched is not None:
+            self._watched = None
+            if watched.size == self.request_size:
+                self.request_body = watched.content()
+            else:
+                self.request_taken = watched.size
 
     def failed(self, error: BaseException) -> None:
         """The service raised `error`."""
         self.error = describe(error)
 
 
-class _Broken:
-    """A request's stream that failed: every further read fails as the first did."""
+class Watched:
+    """A request's stream that keeps what is read from it; everything else about it is as it was.
 
-    def __init__(self, error: OSError) -> None:
-        self._error = error
+    :ivar size: bytes read so far.
+    """
 
-    def read(self, *args: Any) -> bytes:
-        """Raise what the first read raised."""
-        raise self._error
+    __slots__ = ("_content", "_stream", "size")
 
-    readline = read
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        # Most bodies are read at once: that piece is kept as it is, and only further ones copied.
+        self._content: bytes | bytearray = b""
+        self.size = 0
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def read(self, *args: Any, **kwargs: Any) -> bytes:
+        """Read as the stream does, its errors included."""
+        return self._saw(self._stream.read(*args, **kwargs))
+
+    def readline(self, *args: Any, **kwargs: Any) -> bytes:
+        """Read a line as the stream does, its errors included."""
+        return self._saw(self._stream.readline(*args, **kwargs))
+
+    def _saw(self, piece: bytes) -> bytes:
+        if piece:
+            if not self.size:
+                self._content = piece
+            else:
+                if self._content.__class__ is not bytearray:
+                    self._content = bytearray(self._content)
+                self._content += piece
+            self.size += len(piece)
+        return piece
+
+    def content(self) -> bytes:
+        """Return what was read so far."""
+        content = self._content
+        return content if isinstance(content, bytes) else bytes(content)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def describe(error: BaseException) -> str:

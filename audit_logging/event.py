@@ -178,7 +178,13 @@ class EventBuilder:
         django_limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         if size > exchange.max_body_bytes or (django_limit is not None and size > django_limit):
             return Body(f"[too large: {media}, {size} bytes]", "omitted_size")
-        # The service took it as a stream before us, or the caller left while sending it.
+        taken = exchange.request_taken
+        if taken:
+            return Body(f"[read in part: {media}, {taken} of {size} bytes]", "truncated")
+        if taken == 0:
+            # The service answered without a look at it, or the caller left while sending it.
+            return Body(f"[not read: {media}, {size} bytes]", "omitted_parse")
+        # The service took it as a stream before us.
         return Body(f"[could not be read: {media}, {size} bytes]", "omitted_parse")
 
     def _response_body(self, exchange: Exchange, redactor: Redactor) -> Body:

@@ -7,14 +7,16 @@ redirects, 404 pages) are recorded too.
 from __future__ import annotations
 
 import logging
+import os
 from asyncio import CancelledError
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from time import perf_counter
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import MiddlewareNotUsed
-from django.http import FileResponse, HttpRequest, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 
 from . import checks, metrics
 from .capture import Exchange, describe, exchange_of, meta_keys
@@ -26,6 +28,8 @@ from .transport import get_transport
 logger = logging.getLogger(__name__)
 
 _reported: set[str] = set()
+#: Streams that nobody closed; the next request records them.
+_given_up: deque[_Tee] = deque()
 
 
 class AuditMiddleware:
@@ -106,11 +110,9 @@ class AuditMiddleware:
             return None
         if exchange.wants_request_body:
             try:
-                exchange.read_request_body(request)
+                exchange.watch_request_body(request)
             except Exception:
-                # The view meets the same error (a caller that left, a body too large) if and
-                # when it reads.
-                logger.debug("the request body could not be read", exc_info=True)
+                _internal_error("request body")
         exchange.added = perf_counter() - began
         return exchange
 
@@ -162,13 +164,20 @@ def _submit(exchange: Exchange) -> None:
         get_transport().submit(exchange)
     except Exception:
         _internal_error("submit")
+    while _given_up:
+        try:
+            given_up = _given_up.popleft()
+        except IndexError:
+            break  # another thread was first
+        given_up.close()
 
 
 def _watch_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
     """Record a streamed response when it has really ended: at its last byte, or its close."""
     tee = _Tee(exchange)
-    if isinstance(response, FileResponse):
-        # Wrapping a file would take the server's sendfile away from it.
+    if getattr(response, "file_to_stream", None) is not None:
+        # Wrapping a file would take the server's sendfile away from it. (A FileResponse that
+        # another middleware compressed is a stream like any other, and has no such file.)
         length = response.headers.get("Content-Length", "")
         exchange.response_size = int(length) if length.isdigit() else None
         exchange.response_is_file = True
@@ -190,6 +199,7 @@ class _Tee:
         self._kept = 0
         self._size = 0
         self._closed = False
+        self._pid = os.getpid()
         self.complete = False
 
     def iterate(self, stream: Iterator[bytes]) -> Iterator[bytes]:
@@ -199,8 +209,7 @@ class _Tee:
                 yield chunk
             self.complete = True
         except Exception as error:
-            self._exchange.failed(error)
-            self._exchange.outcome = "failed"
+            self._failed(error)
             raise
 
     async def iterate_async(self, stream: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
@@ -210,8 +219,7 @@ class _Tee:
                 yield chunk
             self.complete = True
         except Exception as error:
-            self._exchange.failed(error)
-            self._exchange.outcome = "failed"
+            self._failed(error)
             raise
         finally:
             await stream.aclose()
@@ -226,7 +234,20 @@ class _Tee:
         except Exception:
             _internal_error("stream")
 
+    def _failed(self, error: Exception) -> None:
+        self._exchange.failed(error)
+        self._exchange.outcome = "failed"
+        # Behind an ASGI server Django closes no response whose stream broke.
+        self.close()
+
+    def __del__(self) -> None:
+        # A response that was given up between us and the server, and that nobody closed. The
+        # garbage collector may come round while this thread holds a lock that a submission takes.
+        if not self._closed and self._pid == os.getpid():
+            _given_up.append(self)
+
     def close(self) -> None:
+        """The stream has ended, in whichever way: record it, once."""
         if self._closed:
             return
         self._closed = True

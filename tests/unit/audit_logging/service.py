@@ -39,6 +39,8 @@ def echo(request: HttpRequest) -> HttpResponse:
         data = b"".join(iter(lambda: request.read(7), b""))
     elif how == "readline":
         data = b"".join(request)
+    elif how == "half":
+        data = request.read(10)
     elif how == "post":
         files = {name: file.read().decode("latin-1") for name, file in request.FILES.items()}
         data = json.dumps([dict(request.POST.lists()), files]).encode()
@@ -213,6 +215,16 @@ def reading(get_response: Any) -> Any:
 
     def middleware(request: HttpRequest) -> HttpResponse:
         request.read(3)
+        return get_response(request)
+
+    return middleware
+
+
+def replacing(get_response: Any) -> Any:
+    """A middleware that puts another body in the request's, without a look at it."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        request._body = b'{"instead": 1}'
         return get_response(request)
 
     return middleware

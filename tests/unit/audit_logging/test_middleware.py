@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -137,8 +138,65 @@ BODY = b'{"sku": 1, "name": "Z\xc3\xb6e"}'
 def test_the_view_reads_what_was_sent(events: Events, how: str, url: str) -> None:
     response = call("post", f"{url}?how={how}", data=BODY, content_type="application/json")
     assert response.content == (b"never read" if how == "never" else BODY)
-    assert events[0].request_body == BODY.decode()
-    assert (events[0].request_body_state, events[0].request_size) == ("full", len(BODY))
+    (event,) = events
+    assert event.request_size == len(BODY)
+    if how == "never":
+        assert event.request_body == f"[not read: application/json, {len(BODY)} bytes]"
+        assert event.request_body_state == "omitted_parse"
+    else:
+        assert (event.request_body, event.request_body_state) == (BODY.decode(), "full")
+
+
+class Watching(io.BytesIO):
+    """A connection that knows how it was read."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.reads: list[int] = []
+
+    def read(self, *args: Any) -> bytes:
+        self.reads.append(args[0] if args else -1)
+        return super().read(*args)
+
+
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [
+        ("never", "omitted_parse"),
+        ("half", "truncated"),
+        ("body", "full"),
+        ("chunks", "full"),
+        ("post", "omitted_parse"),
+    ],
+)
+def test_the_connection_is_read_as_without_us(
+    events: Events, audited: Any, how: str, state: str
+) -> None:
+    """Reading waits for the caller: a service that answers without does not wait."""
+
+    def reads() -> list[int]:
+        connection = Watching(BODY)
+        environ = RequestFactory().post(
+            f"/echo?how={how}", data=BODY, content_type="application/json"
+        ).environ | {"wsgi.input": connection}
+        response = WSGIHandler()(environ, lambda status, headers: None)
+        b"".join(response)
+        response.close()
+        return connection.reads
+
+    with_us = reads()
+    audited.MIDDLEWARE = []
+    assert with_us == reads()
+    (event,) = events
+    assert event.request_body_state == state
+    if how == "half":
+        assert event.request_body == f"[read in part: application/json, 10 of {len(BODY)} bytes]"
+
+
+def test_a_body_that_another_middleware_put_in_its_place(events: Events, audited: Any) -> None:
+    audited.MIDDLEWARE = [service.AUDIT, f"{service.__name__}.replacing"]
+    call("post", "/echo", data=BODY, content_type="application/json")
+    assert (events[0].request_body, events[0].request_size) == ('{"instead": 1}', 14)
 
 
 def test_drf_reads_what_was_sent(events: Events) -> None:
@@ -184,7 +242,8 @@ def test_a_body_over_djangos_limit_meets_what_it_meets_without_us(
     without = call("post", f"/echo?how={how}", **post)
     assert (with_us.status_code, with_us.content) == (without.status_code, without.content)
     assert with_us.status_code == (400 if how == "body" else 200)
-    assert events[0].request_body_state == "omitted_size"
+    # What the view did read, past the limit, it has seen in full.
+    assert events[0].request_body_state == ("full" if how == "read" else "omitted_size")
 
 
 def test_a_stream_that_somebody_began_to_read_is_left_alone(events: Events, audited: Any) -> None:
@@ -308,6 +367,32 @@ def test_a_file_keeps_its_fast_path(events: Events) -> None:
     (event,) = events
     assert (event.response_size, event.response_body_state) == (10_000, "omitted_binary")
     assert event.outcome == "completed"
+
+
+def test_a_file_that_is_compressed_is_a_stream(events: Events, audited: Any) -> None:
+    audited.MIDDLEWARE = [service.AUDIT, "django.middleware.gzip.GZipMiddleware"]
+    response = Client(headers={"accept-encoding": "gzip"}).get("/file")
+    sent = b"".join(response.streaming_content)
+    assert gzip.decompress(sent) == b"f" * 10_000
+    response.close()
+    (event,) = events
+    assert (event.response_size, event.response_body_state) == (len(sent), "full")
+    assert event.response_body == "f" * 10_000
+
+
+def test_a_stream_that_is_given_up_is_recorded_all_the_same(events: Events) -> None:
+    """By a middleware outside ours, for example, that was cancelled before it passed it on."""
+    response = Client().get("/stream")
+    assert not events
+    response._resource_closers.clear()
+    del response
+    gc.collect()
+    # The collector may come at any moment, also within a submission: the next request records it.
+    call("get", "/plain")
+    assert sorted((event.endpoint_name, event.outcome) for event in events) == [
+        ("plain", "completed"),
+        ("stream", "disconnected"),
+    ]
 
 
 @pytest.mark.parametrize("ours_first", [True, False])

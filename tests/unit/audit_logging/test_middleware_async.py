@@ -107,8 +107,12 @@ def test_streams(events: Events, url: str) -> None:
 @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
 @pytest.mark.parametrize("url", ["/stream?kind=breaks", "/stream-async?kind=breaks"])
 def test_a_stream_that_breaks(events: Events, url: str) -> None:
+    """Django closes no response whose stream broke."""
     with pytest.raises(RuntimeError, match="the source broke"):
         call(url, method="GET")
+    (event,) = events
+    assert (event.outcome, event.error_reason) == ("failed", "RuntimeError: the source broke")
+    assert event.response_size == 6
     assert service.seen["stream ended"]
 
 

@@ -41,7 +41,7 @@ def answers() -> list[tuple[int, bytes]]:
     [
         (Policy, "decide", "begin", 0),
         (capture.Exchange, "__init__", "begin", 0),
-        (capture.Exchange, "read_request_body", None, 5),
+        (capture.Exchange, "watch_request_body", "request body", 5),
         (capture.Exchange, "saw_request", "finish", 5),
         (middleware, "_watch_stream", "finish", 5),
         (capture.Exchange, "ended", "submit", 0),
