@@ -31,7 +31,7 @@ def options(tmp_path: Path) -> Callable[..., LoggingSettings]:
 @pytest.fixture
 def counted() -> Callable[..., float]:
     """How much a counter has grown since the test began."""
-    before = {m.name: dict(m._values) for m in metrics.METRICS}
+    before = {m.name: dict(getattr(m, "_values", {})) for m in metrics.METRICS}
 
     def grown(metric: Any, **labels: str) -> float:
         if not labels and metric.labels:
