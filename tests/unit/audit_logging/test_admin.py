@@ -72,3 +72,19 @@ def test_what_is_wrong_is_said_beside_the_field(
 def test_a_substring_rule_may_hold_anything(admin: Client) -> None:
     change = {"rules-0-match": "substring", "rules-0-pattern": "(a+)+"}
     assert admin.post("/admin/audit_logging/captureflags/add/", FORM | change).status_code == 302
+
+
+def test_rules_that_are_too_costly_together_are_refused(admin: Client) -> None:
+    rules = {"rules-TOTAL_FORMS": "20"}
+    for n in range(20):
+        rules |= {
+            f"rules-{n}-position": "10", f"rules-{n}-match": "regex",
+            f"rules-{n}-pattern": rf"\w*{n}", f"rules-{n}-level": "none",
+        }  # fmt: skip
+    answer = admin.post("/admin/audit_logging/captureflags/add/", FORM | rules)
+    assert answer.status_code == 200
+    assert "All regular expressions together" in answer.content.decode()
+    assert not CaptureFlags.objects.exists()
+    # Those that are to be deleted cost nothing.
+    rules |= {f"rules-{n}-DELETE": "on" for n in range(4, 20)}
+    assert admin.post("/admin/audit_logging/captureflags/add/", FORM | rules).status_code == 302
