@@ -15,6 +15,7 @@ _NEAR = 32
 # Cards are written in up to five groups; a longer row of short numbers is something else.
 _CARD_GROUPS = 8
 _USUAL = frozenset((" ", "-"))
+_FIRST = "234568"
 
 
 def mask_cards(text: str) -> str:
@@ -26,13 +27,16 @@ def _mask_run(match: re.Match[str]) -> str:
     """Mask the card numbers in a run of digits; what stands beside one (an expiry date, an order
     number) must not hide it."""
     text = match.group()
+    if text.isdecimal() and (text[0] not in _FIRST or not 13 <= len(text) <= 19):
+        # One group, as item numbers and times are.
+        return text
     if _in_identifier(match):
         return text
     groups = [(group.start(), group.end()) for group in _DIGIT_GROUP.finditer(text)]
     masked, done, index = "", 0, 0
     while index < len(groups):
         digits, last = "", None
-        if text[groups[index][0]] not in "234568":
+        if text[groups[index][0]] not in _FIRST:
             index += 1
             continue
         for until in range(index, min(index + _CARD_GROUPS, len(groups))):
@@ -48,6 +52,23 @@ def _mask_run(match: re.Match[str]) -> str:
         done = groups[last][1]
         index = last + 1
     return masked + text[done:]
+
+
+def may_be_card(parts: list[str]) -> bool:
+    """Whether some of these groups of digits, one after another, are a card number; empty groups
+    stand for more between two."""
+    groups = [part for part in parts if part]
+    for index, first in enumerate(groups):
+        if first[0] not in _FIRST:
+            continue
+        digits = ""
+        for group in groups[index : index + _CARD_GROUPS]:
+            digits += group
+            if len(digits) > 19:
+                break
+            if len(digits) >= 13 and is_card(digits, grouped=True):
+                return True
+    return False
 
 
 def _in_identifier(match: re.Match[str]) -> bool:

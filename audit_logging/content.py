@@ -7,6 +7,7 @@ import mimetypes
 import re
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 JSON_TYPES = re.compile(r"^application/(?:[\w.+-]+\+)?json$|^text/json$", re.IGNORECASE)
 NDJSON_TYPES = frozenset(
@@ -17,6 +18,8 @@ _TEXT_TYPES = re.compile(
     r"^text/|^application/(?:[\w.+-]+\+)?xml$|^application/(?:x-)?javascript$|^application/graphql$"
 )
 UNKNOWN_TYPE = "unknown type"
+# No content type is longer; what follows is not looked at.
+_LONGEST = 500
 # Supersets of ASCII, and UTF-16 and 32. Others keep secrets in a form that can be read back, or
 # decode in time that grows with the square of the length (punycode, idna).
 _CHARSETS = re.compile(
@@ -59,6 +62,12 @@ def decode_text(raw: bytes, charset: str) -> str:
 
 
 def media_and_charset(content_type: str) -> tuple[str, str]:
+    """Return the media type, in lower case, and the charset: UTF-8 where none is given."""
+    return _media_and_charset(content_type[:_LONGEST])
+
+
+@lru_cache(maxsize=256)
+def _media_and_charset(content_type: str) -> tuple[str, str]:
     media, _, parameters = content_type.partition(";")
     charset = "utf-8"
     for parameter in parameters.split(";"):
@@ -68,7 +77,9 @@ def media_and_charset(content_type: str) -> tuple[str, str]:
     return media.strip().lower(), charset
 
 
+@lru_cache(maxsize=256)
 def is_textual(media: str) -> bool:
+    """Whether bodies of this type are text."""
     return bool(
         JSON_TYPES.match(media)
         or media in NDJSON_TYPES
@@ -85,6 +96,11 @@ def is_recordable(content_type: str) -> bool:
 
 def media_label(content_type: str) -> str:
     """Return the media type to show: one that is well-formed and looks like one that exists."""
+    return _media_label(content_type[:_LONGEST])
+
+
+@lru_cache(maxsize=256)
+def _media_label(content_type: str) -> str:
     media = content_type.partition(";")[0].strip().lower()
     if not media:
         return "no content type"
@@ -101,6 +117,11 @@ def summary(state: str, media: str, size: int) -> Body:
     return Body(f"[{reason}: {media_label(media)}, {size} bytes]", state)
 
 
+#: Members of one gzip body: each costs a decompressor, however little it holds.
+_MAX_MEMBERS = 2000
+_PIECE = 16 << 10
+
+
 def inflate(raw: bytes, encoding: str, limit: int) -> bytes | None:
     """Return the decompressed bytes, or None when they pass `limit`.
 
@@ -114,9 +135,21 @@ def inflate(raw: bytes, encoding: str, limit: int) -> bytes | None:
     else:
         raise zlib.error(f"{encoding} is not understood")
     inflater = zlib.decompressobj(wbits)
-    inflated = inflater.decompress(raw, limit + 1)
-    if len(inflated) > limit:
-        return None
-    if not inflater.eof or inflater.unused_data:
-        raise zlib.error("cut short, or followed by something else")
-    return inflated
+    inflated = bytearray()
+    position, members = 0, 1
+    while position < len(raw):
+        if inflater.eof:
+            # Who compresses a stream chunk by chunk, as Django does, sends a gzip member for each.
+            if wbits != 31 or members == _MAX_MEMBERS:
+                raise zlib.error("followed by something else, or in too many members")
+            inflater = zlib.decompressobj(wbits)
+            members += 1
+        # By pieces: what follows a member's end is copied each time.
+        piece = raw[position : position + _PIECE]
+        inflated += inflater.decompress(piece, limit + 1 - len(inflated))
+        if len(inflated) > limit:
+            return None
+        position += len(piece) - len(inflater.unused_data)
+    if not inflater.eof:
+        raise zlib.error("cut short")
+    return bytes(inflated)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -73,10 +73,16 @@ class AuditEvent:
 
     def to_json(self) -> str:
         """Return the JSON form, on one line, valid as UTF-8."""
-        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _encode(dict(zip(_FIELDS, _values(self), strict=True)))
+        if text.isascii():
+            return text
         # Lone surrogates (from broken JSON escapes) have no UTF-8 form.
         return text.encode("utf-8", "replace").decode("utf-8")
+
+
+_FIELDS = tuple(item.name for item in dataclasses.fields(AuditEvent))
+_values = operator.attrgetter(*_FIELDS)
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 class EventBuilder:
@@ -89,11 +95,7 @@ class EventBuilder:
         self._conf = conf
         self._breathe = breathe
         self._service = conf.SERVICE_NAME or "unnamed-service"
-        names = [name.lower().replace("_", "-") for name in conf.HEADERS]
-        self._headers = {f"HTTP_{name.upper().replace('-', '_')}": name for name in names}
-        for special in ("content-type", "content-length"):
-            if special in names:
-                self._headers[special.upper().replace("-", "_")] = special
+        self._headers = _header_keys(tuple(conf.HEADERS))
         self._redactors: dict[int, Redactor] = {}
 
     def build(self, exchange: Exchange) -> AuditEvent:
@@ -105,7 +107,9 @@ class EventBuilder:
         query = redactor.query(_text(meta.get("QUERY_STRING", "")))
         request_body = self._request_body(exchange, redactor)
         response_body = self._response_body(exchange, redactor)
-        traceparent = _TRACEPARENT.match(meta.get("HTTP_TRACEPARENT", "").strip().lower())
+        traceparent = None
+        if sent := meta.get("HTTP_TRACEPARENT"):
+            traceparent = _TRACEPARENT.match(sent.strip().lower())
         return AuditEvent(
             request_id=request_id(exchange),
             service_name=self._service,
@@ -154,7 +158,7 @@ class EventBuilder:
     def _redactor(self, max_body_bytes: int) -> Redactor:
         redactor = self._redactors.get(max_body_bytes)
         if redactor is None:
-            redactor = Redactor(self._conf.REDACT_KEYS, max_body_bytes)
+            redactor = Redactor(self._conf.REDACT_KEYS, max_body_bytes, self._breathe)
             # The cap is a flag that changes seldom; keep no heap of old ones.
             self._redactors = {max_body_bytes: redactor}
         return redactor
@@ -213,7 +217,7 @@ class EventBuilder:
         for key, name in self._headers.items():
             value = meta.get(key)
             if isinstance(value, str) and value:
-                text = MASK if redactor.is_sensitive(name) else redactor.text(_text(value))
+                text = MASK if redactor.is_sensitive(name) else redactor.header(_text(value))
                 if name == "content-type" and media_label(value) == UNKNOWN_TYPE:
                     text = UNKNOWN_TYPE
                 values[name] = _clip(text, _MAX_HEADER)
@@ -226,11 +230,25 @@ class EventBuilder:
         return _clip(redactor.text(reason), _MAX_REASON) or None
 
 
+@lru_cache(maxsize=8)
+def _header_keys(headers: tuple[str, ...]) -> dict[str, str]:
+    """The keys of META that hold these headers, and what each is called in events."""
+    names = [name.lower().replace("_", "-") for name in headers]
+    keys = {f"HTTP_{name.upper().replace('-', '_')}": name for name in names}
+    for special in ("content-type", "content-length"):
+        if special in names:
+            keys[special.upper().replace("-", "_")] = special
+    return keys
+
+
 def request_id(exchange: Exchange) -> str:
     """Return an exchange's id, always the same: two processes or threads that build one event,
     where one took over from the other, make one row."""
     number = f"{exchange.producer_epoch}:{exchange.seq}".encode()
-    return str(uuid.UUID(bytes=hashlib.blake2b(number, digest_size=16).digest(), version=4))
+    digest = hashlib.blake2b(number, digest_size=16).hexdigest()
+    # As UUID(bytes=…, version=4) would write it.
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:]}"
 
 
 def complete(exchange: Exchange) -> None:
@@ -282,7 +300,7 @@ def _header(meta: dict[str, Any], redactor: Redactor, *keys: str) -> str | None:
     for key in keys:
         value = meta.get(key)
         if isinstance(value, str) and value.strip():
-            return redactor.text(_text(value.strip()))[:_MAX_NAME]
+            return redactor.header(_text(value.strip()))[:_MAX_NAME]
     return None
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import base64
 import html
 import re
+from collections.abc import Callable
 from urllib.parse import unquote
 
 from .cards import mask_cards
 from .markup import mask_markup
+from .names import Names
+from .quiet import is_quiet, may_hold_scheme, may_hold_vendor_key
 from .sensitive import MASK, SAYS_NOTHING, IsSensitive
 
 # -- credentials ----------------------------------------------------------------------------
@@ -33,25 +36,21 @@ _VENDOR = re.compile(
     r"|github_pat_\w{16,}+|glpat-[\w-]{16,}+|[prs]k_(?:live|test)_\w{8,}+|xox[abprs]-[\w-]{10,}+"
     r"|AIza[\w-]{30,}+|npm_[0-9A-Za-z]{30,}+|sk-[\w-]{20,}+)"
 )
-# Cheap test before the patterns: nearly all strings have none of these.
-_HINT = re.compile(
-    r"(?i)eyj|-----begin|bearer|basic|digest|token|key|negotiate|ntlm|://|a[ks]ia|gh[opsru]_"
-    r"|github_|glpat-|[prs]k[_-]|xox|aiza|npm_|[0-9](?:[ ._/\t\xa0\u2010-\u2015-]{0,3}[0-9]){11}"
-)
 
 
 def mask_credentials(text: str) -> str:
     """Return `text` without tokens, keys, credentials and card numbers."""
-    if _HINT.search(text) is None:
-        return text
-    if "eyJ" in text:
+    if "J" in text and "eyJ" in text:
         text = _DOTTED.sub(_mask_web_token, text)
     if "-----BEGIN" in text:
         text = _PEM.sub(MASK, text)
-    if "://" in text:
+    if "@" in text and "://" in text:
         text = _USER_INFO.sub(rf"\1{MASK}", text)
-    text = _VENDOR.sub(MASK, _SCHEME.sub(_mask_scheme, text))
-    return mask_cards(_DIGEST.sub(rf"\1{MASK}", text))
+    if may_hold_scheme(text):
+        text = _DIGEST.sub(rf"\1{MASK}", _SCHEME.sub(_mask_scheme, text))
+    if may_hold_vendor_key(text):
+        text = _VENDOR.sub(MASK, text)
+    return mask_cards(text)
 
 
 def _mask_web_token(match: re.Match[str]) -> str:
@@ -114,35 +113,44 @@ _REST = re.compile(r"""[^\s,;:)}\]&<>"'\\]*+""")
 _BRACKETS = {"{": re.compile(r"[{}]"), "[": re.compile(r"[\[\]]"), "(": re.compile(r"[()]")}
 
 
-def mask_path(text: str, is_sensitive: IsSensitive) -> str:
+def mask_path(text: str, names: Names) -> str:
     """Mask ``name=value`` and credentials; a colon is no sign of a value in a path."""
     if "=" in text:
-        text = _mask_values(_INLINE, text, is_sensitive)
+        text = _mask_values(_INLINE, text, names.is_sensitive)
     return mask_credentials(text)
 
 
-def mask_text(text: str, is_sensitive: IsSensitive) -> str:
-    """Mask what is secret in any text: prose, markup, logs, code, and escaped forms of these."""
-    seen = masked = _mask_once(text, is_sensitive)
+def mask_text(text: str, names: Names, breathe: Callable[[], None] = lambda: None) -> str:
+    """Mask what is secret in any text: prose, markup, logs, code, and escaped forms of these.
+
+    :param breathe: called again and again during long work.
+    """
+    if is_quiet(text, names):
+        return text
+    seen = masked = _mask_once(text, names.is_sensitive, breathe)
     for _ in range(2):
         plain = _unescaped(seen)
         if plain == seen:
             break
-        seen = _mask_once(plain, is_sensitive)
+        seen = _mask_once(plain, names.is_sensitive, breathe)
         if seen != plain:
             masked = seen
     return masked
 
 
-def _mask_once(text: str, is_sensitive: IsSensitive) -> str:
+def _mask_once(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]) -> str:
     if "<" in text:
         text = mask_markup(text, is_sensitive)
+        breathe()
     if ":" in text or "=" in text or "->" in text:
         text = _mask_values(_PROSE, text, is_sensitive)
+        breathe()
     if "," in text or "val" in text.lower():
         text = _mask_values(_NAMED, text, is_sensitive)
+        breathe()
     if "--" in text:
         text = _mask_values(_OPTION, text, is_sensitive)
+        breathe()
     return mask_credentials(text)
 
 

@@ -7,14 +7,12 @@ own. Whatever cannot be parsed as what it says it is, is never kept raw.
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from .cards import is_card
 from .content import (
     FORM_TYPE,
     JSON_TYPES,
@@ -27,28 +25,15 @@ from .content import (
     summary,
 )
 from .content import is_recordable as is_recordable
+from .documents import BLANK, MAX_DEPTH, Documents, Task, TooComplex
 from .masking import mask_path, mask_text
-from .sensitive import MASK, SAYS_NOTHING, normalise_key, sensitive_key
-
-#: Nesting and size of JSON that is still looked through; beyond it the body is left out.
-MAX_DEPTH = 64
-MAX_NODES = 200_000
+from .names import names_of
+from .quiet import is_quiet_query
+from .sensitive import MASK, NAME_KEYS, SAYS_NOTHING, VALUE_KEYS
 
 # Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
 _BROKEN_JSON = re.compile(r"""\{\s*["'{}\[]|\[\s*["'{\[]""")
 _EVENT_STREAM_LINE = re.compile(r"\s*+(?:data:[\s\ufeff]*+)?")
-_BLANK = "\ufeff \t\r\n"
-# {"name": "password", "value": …}, in any case.
-_NAME_KEYS = frozenset(
-    ("name", "key", "k", "field", "header", "param", "parameter", "property", "id", "label", "type")
-)
-_VALUE_KEYS = frozenset(("value", "values", "val", "v", "content"))
-# What an object called "card" tells without the card.
-_OF_A_CARD = frozenset(("type", "brand", "scheme", "network", "last4", "count"))
-
-
-class _TooComplex(Exception):
-    """Deeper or larger than is looked through."""
 
 
 class Redactor:
@@ -56,29 +41,43 @@ class Redactor:
 
     :param extra_keys: further names whose values are redacted, in any spelling.
     :param max_body_bytes: bound on a body, also after decompression.
+    :param breathe: called again and again during long work, at points where it could pause.
     """
 
-    def __init__(self, extra_keys: Iterable[str] = (), max_body_bytes: int = 512 * 1024) -> None:
-        self._extra = frozenset(normalise_key(key) for key in extra_keys)
+    def __init__(
+        self,
+        extra_keys: Iterable[str] = (),
+        max_body_bytes: int = 512 * 1024,
+        breathe: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._names = names_of(tuple(extra_keys))
         self._max_body_bytes = max_body_bytes
+        self._breathe = breathe
+        self._documents = Documents(self._names, self.text, breathe)
+        self.is_sensitive = self._names.is_sensitive
 
     def text(self, value: str) -> str:
         """Return any text without credentials, card numbers, and what stands beside a telling
         name: ``password: …``, ``token=…``, ``<secret>…</secret>``."""
-        return mask_text(value, self.is_sensitive)
+        return mask_text(value, self._names, self._breathe)
 
-    def is_sensitive(self, key: str) -> bool:
-        """Whether a value under `key` is redacted whatever it is."""
-        return sensitive_key(key, self._extra)
+    def header(self, value: str) -> str:
+        """Return a header's value as :meth:`text` does; one seen before is not looked at again."""
+        if value in self._names.quiet:
+            return value
+        text = self.text(value)
+        if text == value:
+            self._names.remember_quiet(value)
+        return text
 
     def query(self, query: str) -> str:
         """Return a query string with the values of sensitive parameters masked."""
-        if not query:
+        if not query or is_quiet_query(query, self._names):
             return query
         pairs, changed = self._pairs(query)
-        return urlencode(pairs, safe="[]/:,@") if changed else query
+        return urlencode(pairs, safe="[]/:,@", errors="replace") if changed else query
 
-    def path(self, path: str, kwargs: dict[str, Any] | None = None) -> str:
+    def path(self, path: str, kwargs: Mapping[str, Any] | None = None) -> str:
         """Return a path with tokens and card numbers masked.
 
         :param kwargs: what the route took from the path; ``reset/<token>`` names a secret.
@@ -95,7 +94,7 @@ class Redactor:
             elif not isinstance(value, str):
                 # A converter made something else of it: nobody knows where it stands.
                 path = f"/{MASK}"
-        return mask_path(path, self.is_sensitive)
+        return mask_path(path, self._names)
 
     def body(
         self, raw: bytes, content_type: str, encoding: str = "", *, truncated: bool = False
@@ -125,7 +124,7 @@ class Redactor:
         if media and not is_textual(media):
             return summary("omitted_binary", media, len(raw))
         try:
-            text = decode_text(raw, charset)
+            text = raw.decode() if charset == "utf-8" else decode_text(raw, charset)
         except (LookupError, ValueError):
             if not truncated:
                 state = "omitted_parse" if media else "omitted_binary"
@@ -141,7 +140,7 @@ class Redactor:
             if lines is None:
                 return summary("omitted_parse", media, size)
             return Body(lines, "truncated") if truncated else _compared(text, lines)
-        start = text.lstrip(_BLANK)[:1]
+        start = text.lstrip(BLANK)[:1]
         if truncated:
             if not media.startswith("text/") or start in ("{", "["):
                 return summary("omitted_size", media, size)
@@ -150,16 +149,20 @@ class Redactor:
         is_json = bool(JSON_TYPES.match(media))
         if is_json or start in ("{", "["):
             # Also where the type says otherwise: many clients do not bother to give one.
-            redacted = self._json(text)
+            redacted = self._documents.redact(text)
             if redacted is None and not is_json:
                 redacted = self._lines(text)
             if redacted is not None:
                 return _compared(text, redacted)
-            if is_json or not media or _BROKEN_JSON.match(text.lstrip(_BLANK)):
+            if is_json or not media or _BROKEN_JSON.match(text.lstrip(BLANK)):
                 return summary("omitted_parse", media, size)
         if media == FORM_TYPE:
             pairs, changed = self._pairs(text)
-            return Body(urlencode(pairs, safe="[]"), "redacted") if changed else Body(text, "full")
+            return (
+                Body(urlencode(pairs, safe="[]", errors="replace"), "redacted")
+                if changed
+                else Body(text, "full")
+            )
         if not media:
             return summary("omitted_binary", media, size)
         return _compared(text, self._plain(text))
@@ -177,7 +180,7 @@ class Redactor:
         if line[start : start + 1] not in ("{", "["):
             return line
         document = line[start:]
-        redacted = self._json(document)
+        redacted = self._documents.redact(document)
         return line if redacted is None or redacted is document else line[:start] + redacted
 
     def _lines(self, text: str) -> str | None:
@@ -186,7 +189,7 @@ class Redactor:
         # JSON may hold other line ends than this one.
         for line in text.split("\n"):
             document = line.strip("\x1e\r \t")
-            redacted = self._json(document) if document else document
+            redacted = self._documents.redact(document) if document else document
             if redacted is None:
                 return None
             changed = changed or redacted is not document
@@ -198,132 +201,27 @@ class Redactor:
             pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=10_000)
         except ValueError:
             return [("omitted", "unparsable")], True
-        budget = [MAX_NODES]
+        task = Task()
         # name=password&value=…
-        named = any(key.lower() in _NAME_KEYS and self.is_sensitive(value) for key, value in pairs)
+        named = any(key.lower() in NAME_KEYS and self.is_sensitive(value) for key, value in pairs)
         try:
             redacted = [
                 (
-                    self._string(key, MAX_DEPTH, budget),
+                    self._documents.string(key, MAX_DEPTH, task),
                     MASK
                     if self._is_secret(key, value, named)
-                    else self._string(value, MAX_DEPTH, budget),
+                    else self._documents.string(value, MAX_DEPTH, task),
                 )
                 for key, value in pairs
             ]
-        except _TooComplex:
+        except TooComplex:
             return [("omitted", "too complex")], True
         return redacted, redacted != pairs
 
     def _is_secret(self, key: str, value: str, named: bool) -> bool:
         if self.is_sensitive(key):
             return value.lower() not in SAYS_NOTHING
-        return named and key.lower() in _VALUE_KEYS
-
-    def _json(self, text: str) -> str | None:
-        """Return `text` itself when there is nothing to redact, a new text, or None if it is not
-        JSON that can be looked through."""
-        try:
-            document, repeated = _parse(text.lstrip("\ufeff"))
-            redacted = self._walk(document, MAX_DEPTH, [MAX_NODES])
-        except (ValueError, RecursionError, _TooComplex):
-            return None
-        # A key given twice lost its first value when parsed: nobody has looked at that one.
-        if redacted is document and not repeated:
-            return text
-        return json.dumps(redacted, ensure_ascii=False)
-
-    def _walk(self, value: Any, depth: int, budget: list[int]) -> Any:
-        """Return `value` itself when nothing in it is redacted, else a redacted copy."""
-        budget[0] -= 1
-        if depth < 0 or budget[0] < 0:
-            raise _TooComplex
-        if isinstance(value, str):
-            return self._string(value, depth, budget)
-        if isinstance(value, dict):
-            return self._object(value, depth, budget)
-        if isinstance(value, list):
-            items = [self._walk(self._pair(item), depth - 1, budget) for item in value]
-            same = all(new is old for new, old in zip(items, value, strict=True))
-            return value if same else items
-        if isinstance(value, (int, float)) and 10**11 < abs(value) < 10**19:
-            return MASK if value == int(value) and is_card(str(abs(int(value)))) else value
-        return value
-
-    def _object(self, value: dict[str, Any], depth: int, budget: list[int]) -> dict[str, Any]:
-        changed = False
-        new: dict[str, Any] = {}
-        hidden = self._named_value(value)
-        for key, item in value.items():
-            kept = key if len(key) < 5 else self._string(key, depth - 1, budget)
-            if key == hidden or self.is_sensitive(key):
-                redacted = self._hidden(key, item)
-            else:
-                redacted = self._walk(item, depth - 1, budget)
-            changed = changed or redacted is not item or kept is not key
-            new[kept] = redacted
-        return new if changed else value
-
-    @staticmethod
-    def _hidden(key: str, item: Any) -> Any:
-        """Return what is shown in place of `item`, which is a secret by its name."""
-        if item is None or isinstance(item, bool):
-            return item
-        if isinstance(item, str) and item.lower() in SAYS_NOTHING:
-            # An empty value tells nothing, and tells the reader that it was empty.
-            return item
-        if isinstance(item, dict) and normalise_key(key) == "card":
-            return {
-                name: value
-                if name in _OF_A_CARD and isinstance(value, (str, int)) and len(str(value)) <= 12
-                else MASK
-                for name, value in item.items()
-            }
-        return MASK
-
-    def _named_value(self, value: dict[str, Any]) -> str | None:
-        """The key of the value in ``{"name": "password", "value": …}``, if it is a secret."""
-        values = [key for key in value if len(key) < 8 and key.lower() in _VALUE_KEYS]
-        if not values:
-            return None
-        for key, name in value.items():
-            if len(key) > 9 or key.lower() not in _NAME_KEYS or not isinstance(name, str):
-                continue
-            if self.is_sensitive(name):
-                # Cookies are sold, too.
-                sold = normalise_key(name) in ("cookie", "cookies")
-                number = isinstance(value[values[0]], (int, float))
-                return None if sold and number else values[0]
-        return None
-
-    def _pair(self, item: Any) -> Any:
-        """Return ``["password", …]`` in a list of pairs without its value."""
-        if isinstance(item, list) and len(item) == 2 and isinstance(item[0], str):
-            name, value = item
-            if self.is_sensitive(name) and not isinstance(value, (dict, list)):
-                hidden = self._hidden(name, value)
-                return item if hidden is value else [name, hidden]
-        return item
-
-    def _string(self, value: str, depth: int, budget: list[int]) -> str:
-        if len(value) < 5:
-            return value
-        stripped = value.lstrip(_BLANK)
-        if stripped[:1] not in ("{", "[", '"'):
-            return _keep(value, self.text(value))
-        if depth <= 0:
-            raise _TooComplex
-        try:
-            document, repeated = _parse(stripped)
-            redacted = self._walk(document, depth - 1, budget)
-        except RecursionError:
-            raise _TooComplex from None
-        except ValueError:
-            # Not JSON after all: a string like any other, but one that may hold broken JSON.
-            return _keep(value, self.text(value))
-        if redacted is not document or repeated:
-            return json.dumps(redacted, ensure_ascii=False)
-        return value
+        return named and key.lower() in VALUE_KEYS
 
 
 def _is_written(part: str, value: Any) -> bool:
@@ -335,25 +233,3 @@ def _is_written(part: str, value: Any) -> bool:
 
 def _compared(text: str, redacted: str) -> Body:
     return Body(redacted, "full" if redacted == text else "redacted")
-
-
-def _keep(old: str, new: str) -> str:
-    """Return `old` when equal, so that identity tells whether something changed."""
-    return old if old == new else new
-
-
-def _parse(text: str) -> tuple[Any, bool]:
-    """Return the JSON document in `text`, and whether some object gives a key twice.
-
-    :raises ValueError: not JSON, or a number of absurd length.
-    :raises RecursionError: nested too deep for the parser.
-    """
-    repeated = False
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal repeated
-        built = dict(items)
-        repeated = repeated or len(built) != len(items)
-        return built
-
-    return json.loads(text, object_pairs_hook=pairs, parse_constant=str), repeated

@@ -41,6 +41,12 @@ _HARMLESS = re.compile(
 #: Values that tell no secret, and tell a reader something.
 SAYS_NOTHING = frozenset(("", "true", "false", "null", "none", "required", "optional"))
 
+#: {"name": "password", "value": …}, in any case.
+NAME_KEYS = frozenset(
+    ("name", "key", "k", "field", "header", "param", "parameter", "property", "id", "label", "type")
+)
+VALUE_KEYS = frozenset(("value", "values", "val", "v", "content"))
+
 _LONGEST_NAME = 200
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _NON_ALNUM = re.compile(r"[^a-z0-9]+")

@@ -1,0 +1,442 @@
+"""JSON documents without their secrets: at any depth, and in strings that are JSON themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .cards import is_card, mask_cards
+from .names import Names
+from .quiet import SHORT, loud
+from .sensitive import MASK, NAME_KEYS, SAYS_NOTHING, VALUE_KEYS, normalise_key
+
+#: Nesting and size of JSON that is still looked through; beyond it the body is left out.
+MAX_DEPTH = 64
+MAX_NODES = 200_000
+
+BLANK = "\ufeff \t\r\n"
+#: What a string that is JSON itself begins with, where it could hold anything.
+OPENING = ("{", "[", '"')
+# Keys of one row, beside a list that names its cells.
+_ROW_KEYS = frozenset(("row", "data", "record", "args", "params", *VALUE_KEYS))
+_MOST_COLUMNS = 1000
+_MANY_DIGITS = re.compile(r"\d\D{0,60}?\d\D{0,60}?\d")
+# What an object called "card" tells without the card.
+_OF_A_CARD = frozenset(("type", "brand", "scheme", "network", "last4", "count"))
+# Depth to which documents without secrets are told quickly.
+_GLANCE = 24
+_MOST_TOGETHER = 16_384
+_MOST_DIGITS = 4300
+_SMALLEST_CARD = 10**11
+
+
+class TooComplex(Exception):
+    """Deeper or larger than is looked through."""
+
+
+class Task:
+    """One body's worth of work.
+
+    :ivar nodes: how many more nodes are looked through; counted down.
+    :ivar loud: the strings of the present document that need a closer look; None: all.
+    """
+
+    __slots__ = ("loud", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes = MAX_NODES
+        self.loud: set[str] | None = None
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError("a number of absurd length")
+    return int(digits)
+
+
+_decode = json.JSONDecoder(parse_constant=str)
+_decode_bounded = json.JSONDecoder(parse_constant=str, parse_int=_bounded_int)
+
+
+def _parse(text: str) -> Any:
+    """Return the JSON document in `text`.
+
+    :raises ValueError: not JSON, or a number of absurd length.
+    :raises RecursionError: nested too deep for the parser.
+    """
+    # A service may have lifted the interpreter's bound, and reading digits takes their square.
+    limit = sys.get_int_max_str_digits()
+    decoder = _decode if 0 < limit <= _MOST_DIGITS else _decode_bounded
+    text = text.strip(BLANK)
+    try:
+        document, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
+    except StopIteration as stop:
+        raise ValueError("not JSON") from stop
+    if end != len(text):
+        raise ValueError("more than JSON")
+    return document
+
+
+def _gives_keys_once(text: str, colons: int) -> bool:
+    """Whether no object in `text` gives a key twice, of which a parser keeps but the last.
+
+    :param colons: how many colons there are in the document as parsed: one for each key, and
+        those in strings.
+    """
+    # Those of a key that was lost are in `text` still.
+    return text.count(":") == colons and ("\\" not in text or "\\u003" not in text)
+
+
+class Documents:
+    """Takes secrets out of JSON.
+
+    :param names: tells which names tell.
+    :param text: returns a string that is no JSON without secrets.
+    :param breathe: called again and again during long work.
+    """
+
+    def __init__(
+        self, names: Names, text: Callable[[str], str], breathe: Callable[[], None]
+    ) -> None:
+        self._names = names
+        self._text = text
+        self._breathe = breathe
+
+    def redact(self, text: str) -> str | None:
+        """Return `text` itself when there is nothing to redact, a new text, or None if it is not
+        JSON that can be looked through."""
+        try:
+            document = _parse(text)
+            self._breathe()
+            if self._is_clean(document, text):
+                return text
+            redacted = self._whole(document, MAX_DEPTH, Task())
+            repeated = redacted is document and _repeats(text)
+        except (ValueError, RecursionError, TooComplex):
+            return None
+        # A key given twice lost its first value when parsed: nobody has looked at that one.
+        if redacted is document and not repeated:
+            return text
+        self._breathe()
+        return json.dumps(redacted, ensure_ascii=False)
+
+    # -- at a glance ----------------------------------------------------------------------
+
+    def _is_clean(self, document: Any, text: str) -> bool:
+        """Whether there is certainly nothing to redact; False says that a closer look is due."""
+        plain, breathe = self._names.plain, self._breathe
+        texts: list[str] = []
+        numbers: list[int | float] = []
+        waiting = colons = seen = paused = 0
+        level: list[Any] = [[document]]
+        for _ in range(_GLANCE):
+            below: list[Any] = []
+            for node in level:
+                values = node
+                if type(node) is dict:
+                    colons += len(node)
+                    if not plain.issuperset(node):
+                        if not self._is_plain_object(node):
+                            return False
+                        colons += "".join(node).count(":")
+                    values = node.values()
+                elif self._may_be_headed(node):
+                    return False
+                for value in values:
+                    kind = type(value)
+                    if kind is str:
+                        if not value.isalnum():
+                            texts.append(value)
+                            waiting += len(value)
+                        elif len(value) >= SHORT:
+                            if not value.isdecimal():
+                                texts.append(value)
+                                waiting += len(value)
+                            elif mask_cards(value) != value:
+                                return False
+                    elif kind is dict or kind is list:
+                        below.append(value)
+                    elif (
+                        kind is int or kind is float
+                    ) and not -_SMALLEST_CARD < value < _SMALLEST_CARD:
+                        numbers.append(value)
+                seen += len(node) + 1
+                if waiting > _MOST_TOGETHER:
+                    if not self._are_clean(texts):
+                        return False
+                    colons += "".join(texts).count(":")
+                    texts, waiting = [], 0
+                if seen - paused > 100:
+                    breathe()
+                    paused = seen
+            if not below:
+                break
+            level = below
+        else:
+            return False
+        if seen >= MAX_NODES or not self._are_clean(texts) or any(map(_is_card_number, numbers)):
+            return False
+        colons += "".join(texts).count(":")
+        return _gives_keys_once(text, colons)
+
+    def _is_plain_object(self, node: dict[str, Any]) -> bool:
+        names = self._names
+        for key in node:
+            if key in names.plain or names.is_plain(key):
+                continue
+            if names.is_sensitive(key) and self._hidden(key, node[key]) is not node[key]:
+                return False
+            if loud([key], names):
+                return False
+        return self._named_value(node) is None
+
+    def _may_be_headed(self, node: list[Any]) -> bool:
+        """Whether a list could hold a name that tells of what stands elsewhere."""
+        for value in node:
+            if type(value) is str:
+                if value not in self._names.plain and self._is_heading(value):
+                    return True
+            elif type(value) is list and any(type(cell) is str for cell in value):
+                return True
+        return False
+
+    def _are_clean(self, texts: list[str]) -> bool:
+        for text in loud(texts, self._names):
+            self._breathe()
+            if text.lstrip(BLANK)[:1] in OPENING or self._text(text) != text:
+                return False
+        return True
+
+    # -- node by node ---------------------------------------------------------------------
+
+    def _whole(self, document: Any, depth: int, task: Task) -> Any:
+        """Walk a document, once it is known which of its strings are worth a look."""
+        before, task.loud = task.loud, None
+        if isinstance(document, (dict, list)):
+            task.loud = self._loud(document)
+        redacted = self.walk(document, depth, task)
+        task.loud = before
+        return redacted
+
+    def _loud(self, document: Any) -> set[str]:
+        found: set[str] = set()
+        texts: list[str] = []
+        waiting = 0
+        containers = [document]
+        while containers:
+            node = containers.pop()
+            values = node
+            if type(node) is dict:
+                values = node.values()
+                texts += [key for key in node if key not in self._names.plain]
+            for value in values:
+                kind = type(value)
+                if kind is str:
+                    texts.append(value)
+                    waiting += len(value)
+                elif kind is dict or kind is list:
+                    containers.append(value)
+            if waiting > _MOST_TOGETHER or len(texts) > 100:
+                found.update(loud(texts, self._names))
+                texts, waiting = [], 0
+                self._breathe()
+        found.update(loud(texts, self._names))
+        return found
+
+    def walk(self, value: Any, depth: int, task: Task) -> Any:
+        """Return `value` itself when nothing in it is redacted, else a redacted copy.
+
+        :param depth: how much deeper it may go.
+        :raises TooComplex: that, or what the task allows, is used up.
+        """
+        task.nodes -= 1
+        if depth < 0 or task.nodes < 0:
+            raise TooComplex
+        if task.nodes % 100 == 0:
+            self._breathe()
+        if isinstance(value, str):
+            return self.string(value, depth, task)
+        if isinstance(value, dict):
+            return self._object(value, depth, task)
+        if isinstance(value, list):
+            hidden = self._hidden_in_list(value)
+            items = [self.walk(item, depth - 1, task) for item in hidden]
+            same = all(new is old for new, old in zip(items, value, strict=True))
+            return value if same else items
+        if isinstance(value, (int, float)):
+            return MASK if _is_card_number(value) else value
+        return value
+
+    def string(self, value: str, depth: int, task: Task) -> str:
+        """Return a string redacted, as JSON if it is that; `value` itself if nothing is.
+
+        :raises TooComplex: as :meth:`walk`.
+        """
+        if len(value) < 5 or (task.loud is not None and value not in task.loud):
+            return value
+        stripped = value.lstrip(BLANK)
+        if stripped[:1] not in OPENING:
+            return _keep(value, self._text(value))
+        if depth <= 0:
+            raise TooComplex
+        try:
+            document = _parse(stripped)
+            redacted = self._whole(document, depth - 1, task)
+            repeated = redacted is document and _repeats(stripped)
+        except RecursionError:
+            raise TooComplex from None
+        except ValueError:
+            # Not JSON after all: a string like any other, but one that may hold broken JSON.
+            return _keep(value, self._text(value))
+        if redacted is not document or repeated:
+            return json.dumps(redacted, ensure_ascii=False)
+        return value
+
+    def _object(self, value: dict[str, Any], depth: int, task: Task) -> dict[str, Any]:
+        changed = False
+        new: dict[str, Any] = {}
+        hidden = self._named_value(value)
+        tables = self._tables(value)
+        for key, item in value.items():
+            kept = key if len(key) < 5 else self.string(key, depth - 1, task)
+            if key == hidden or self._names.is_sensitive(key):
+                redacted = self._hidden(key, item)
+            else:
+                redacted = self.walk(tables.get(key, item), depth - 1, task)
+            changed = changed or redacted is not item or kept is not key
+            new[kept] = redacted
+        return new if changed else value
+
+    @staticmethod
+    def _hidden(key: str, item: Any) -> Any:
+        """Return what is shown in place of `item`, which is a secret by its name."""
+        if item is None or isinstance(item, bool):
+            return item
+        if isinstance(item, str) and item.lower() in SAYS_NOTHING:
+            # An empty value tells nothing, and tells the reader that it was empty.
+            return item
+        if isinstance(item, dict) and normalise_key(key) == "card":
+            return {
+                name: value
+                if name in _OF_A_CARD and isinstance(value, (str, int)) and len(str(value)) <= 12
+                else MASK
+                for name, value in item.items()
+            }
+        return MASK
+
+    # -- names that stand beside -----------------------------------------------------------
+
+    def _named_value(self, value: dict[str, Any]) -> str | None:
+        """The key of the value in ``{"name": "password", "value": …}``, if it is a secret."""
+        values = [key for key in value if len(key) < 8 and key.lower() in VALUE_KEYS]
+        if not values:
+            return None
+        for key, name in value.items():
+            if len(key) > 9 or key.lower() not in NAME_KEYS or not isinstance(name, str):
+                continue
+            if self._names.is_sensitive(name):
+                # Cookies are sold, too.
+                sold = normalise_key(name) in ("cookie", "cookies")
+                number = isinstance(value[values[0]], (int, float))
+                return None if sold and number else values[0]
+        return None
+
+    def _is_heading(self, text: Any) -> bool:
+        """Whether `text` heads a column of secrets, or tells of the next in a list."""
+        if type(text) is not str or len(text) > 60 or _MANY_DIGITS.search(text):
+            return False
+        return self._names.is_sensitive(text)
+
+    def _hidden_in_list(self, value: list[Any]) -> list[Any]:
+        """Return a list without what its own strings call a secret: the columns that its first
+        row names, or each value after its name: ``["Authorization", "Bearer …", …]``."""
+        first = value[0] if len(value) > 1 else None
+        if type(first) is list:
+            return self._without_columns(value, self._columns(first))
+        if type(first) is not str or len(value) % 2:
+            return value
+        hidden = value
+        for index in range(0, len(value), 2):
+            if self._is_heading(value[index]) and not isinstance(value[index + 1], (dict, list)):
+                shown = self._hidden(value[index], value[index + 1])
+                if shown is not value[index + 1]:
+                    hidden = list(value) if hidden is value else hidden
+                    hidden[index + 1] = shown
+        return hidden
+
+    def _tables(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Return the lists in an object of which another list of it heads columns of secrets, by
+        their keys, without these: ``{"columns": ["user", "pin"], "rows": [["bob", 1234]]}``."""
+        lists = {key: item for key, item in value.items() if type(item) is list and item}
+        if len(lists) < 2:
+            return {}
+        hidden: dict[str, Any] = {}
+        for key, item in lists.items():
+            columns = self._columns(item)
+            for other, rows in lists.items() if columns else ():
+                if other == key:
+                    continue
+                rows = hidden.get(other, rows)
+                if other.lower() in _ROW_KEYS and not any(type(row) is list for row in rows):
+                    hidden[other] = self._without_cells(rows, columns)
+                else:
+                    hidden[other] = self._without_columns(rows, columns)
+        return hidden
+
+    def _columns(self, headings: list[Any]) -> dict[int, str]:
+        """Which columns hold secrets, and what they are called."""
+        found: dict[int, str] = {}
+        for index, heading in enumerate(headings[:_MOST_COLUMNS]):
+            told = [heading]
+            if type(heading) is dict:
+                told = [name for key, name in heading.items() if key.lower() in NAME_KEYS]
+            for name in told:
+                if self._is_heading(name):
+                    found[index] = name
+        return found
+
+    def _without_columns(self, rows: list[Any], columns: dict[int, str]) -> list[Any]:
+        if not columns:
+            return rows
+        hidden = [self._without_cells(row, columns) if type(row) is list else row for row in rows]
+        same = all(new is old for new, old in zip(hidden, rows, strict=True))
+        return rows if same else hidden
+
+    def _without_cells(self, row: list[Any], columns: dict[int, str]) -> list[Any]:
+        hidden = row
+        for index, name in columns.items():
+            # The row of headings itself.
+            if index < len(row) and row[index] != name:
+                shown = self._hidden(name, row[index])
+                if shown is not row[index]:
+                    hidden = list(row) if hidden is row else hidden
+                    hidden[index] = shown
+        return hidden
+
+
+def _is_card_number(value: int | float) -> bool:
+    if not _SMALLEST_CARD < abs(value) < 10**19:
+        return False
+    return value == int(value) and is_card(str(abs(int(value))))
+
+
+def _keep(old: str, new: str) -> str:
+    """Return `old` when equal, so that identity tells whether something changed."""
+    return old if old == new else new
+
+
+def _repeats(text: str) -> bool:
+    """Whether some object in `text`, which is JSON, gives a key twice."""
+    repeated = False
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeated
+        built = dict(items)
+        repeated = repeated or len(built) != len(items)
+        return built
+
+    json.loads(text.strip(BLANK), object_pairs_hook=pairs)
+    return repeated
