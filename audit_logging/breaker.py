@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import Callable
 
+from . import metrics
+
 #: Seconds. What the other side asks for is a wish: a slip of its hand, or of a proxy between, must
 #: not close the way until a restart.
 LONGEST_WISH = 60.0
@@ -20,6 +22,7 @@ class Breaker:
     :param first: seconds open after the first failure.
     :param longest: bound on the seconds open.
     :param clock: monotonic seconds.
+    :param to: what is behind it, in the metrics; "" for none.
     """
 
     def __init__(
@@ -27,10 +30,12 @@ class Breaker:
         first: float = 0.5,
         longest: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
+        to: str = "",
     ) -> None:
         self._first = first
         self._longest = longest
         self._clock = clock
+        self._to = to
         self._failures = 0
         self._open_until = 0.0
 
@@ -46,6 +51,7 @@ class Breaker:
 
     def succeeded(self) -> None:
         """A try worked."""
+        self._show(0)
         self._failures = 0
 
     def failed(self, retry_after: float | None = None) -> None:
@@ -56,5 +62,10 @@ class Breaker:
         pause = min(self._longest, self._first * 2 ** min(self._failures, 16))
         # Jitter, so that many processes do not all come back in the same instant.
         pause *= 0.5 + random.random()  # noqa: S311
+        self._show(1)
         self._failures += 1
         self._open_until = self._clock() + max(pause, min(retry_after or 0.0, LONGEST_WISH))
+
+    def _show(self, is_open: int) -> None:
+        if self._to and bool(self._failures) != bool(is_open):
+            metrics.breaker_open.set(is_open, to=self._to)

@@ -16,6 +16,7 @@ from typing import Any
 from . import metrics
 from .conf import LoggingSettings
 from .exceptions import SpoolError
+from .gauges import SpoolGauges
 from .outcome import Refusal
 from .spool import DurableQueue, Record, StoredRecord
 
@@ -52,9 +53,10 @@ def bury(file: DurableQueue, refused: Sequence[Refusal]) -> None:
 
 
 def measure(file: DurableQueue) -> None:
-    """Set the metric of the file's size."""
+    """Set the gauges of the file."""
+    SpoolGauges(file, DEAD_STREAM, "dead-letters").measure()
     try:
-        metrics.spool_bytes.set(file.used_bytes(), spool="dead-letters")
+        metrics.dead_letters.set(file.stats(DEAD_STREAM).records, kept_in="file")
     except SpoolError:
         # The next write says what is wrong with it.
         pass

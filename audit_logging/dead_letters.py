@@ -134,6 +134,8 @@ class Mover:
                 self._say("there is no table for them yet (manage.py migrate)")
                 return _AWAY
             busy = self.move() + self.send()
+            if not busy:
+                self._count()
         except Exception as error:  # noqa: BLE001 - whatever a database's driver raises
             Mover._seen = False
             self._say(f"the database does not take them: {error}")
@@ -143,6 +145,11 @@ class Mover:
             _close_connection()
         self._say("")
         return 0.0 if busy else _IDLE
+
+    @staticmethod
+    def _count() -> None:
+        waiting = DeadLetter.objects.using(_alias()).filter(state=_State.WAITING)
+        metrics.dead_letters.set(waiting.count(), kept_in="database")
 
     def _say(self, text: str) -> None:
         if text and text != Mover._said and self._file.path.exists():

@@ -27,9 +27,9 @@ from .exceptions import (
     Declined,
     DeliveryRefused,
     RetryLater,
-    SpoolError,
     SpoolFull,
 )
+from .gauges import SpoolGauges
 from .outcome import Delivered, Refusal, Target
 from .publisher_client import BATCH_PATH, Publisher
 from .spool import DurableQueue, Record, StoredRecord
@@ -90,7 +90,8 @@ class Deliverer:
             clock=clock,
         )
         self.dead_letters = dead_letter_file.open_file(options)
-        self.breaker = Breaker()
+        self.breaker = Breaker(to="publisher")
+        self._gauges = SpoolGauges(self.spool, RETRY_STREAM, "delivery")
         self._drain = Loop(self.drain_step, name="audit-delivery-drain")
         self._letters = Loop(self._letters_step, name="audit-dead-letters")
 
@@ -166,6 +167,7 @@ class Deliverer:
 
     def _send(self, batch: Batch) -> list[str]:
         """Send; account for what was settled; return the lines to send again."""
+        began = time.monotonic()
         try:
             with tracing.span("deliver", kind="client", batch=batch.packed, events=batch.count):
                 result = self.target.send(batch)
@@ -180,6 +182,8 @@ class Deliverer:
             result = Delivered(refused=[refusal])
         except BatchUnreadable as error:
             result = Delivered(refused=[_damaged(batch.packed, batch.count, error)])
+        finally:
+            metrics.delivery_seconds.observe(time.monotonic() - began)
         for status, count in result.stored.items():
             metrics.delivered.inc(count, status=status)
         if result.refused:
@@ -189,15 +193,8 @@ class Deliverer:
     def _keep(self, batch: Batch) -> None:
         self.spool.append(RETRY_STREAM, [_record(batch)])
         metrics.spooled.inc(batch.count, reason="publisher_down")
-        self._measure()
+        self._gauges.measure()
         self.start()
-
-    def _measure(self) -> None:
-        try:
-            metrics.spool_bytes.set(self.spool.used_bytes(), spool="delivery")
-        except SpoolError:
-            # The next write says what is wrong with it.
-            pass
 
     def _bury(self, refused: list[Refusal]) -> None:
         try:
@@ -219,6 +216,7 @@ class Deliverer:
 
     def drain_step(self) -> float:
         """Send one batch of the spool; return the seconds until the next is due."""
+        self._gauges.now_and_then()
         if not self.breaker.allows:
             return 0.5
         if not self.spool.path.exists():
@@ -264,7 +262,7 @@ class Deliverer:
                 return 0.0
         if self.spool.settle(RETRY_STREAM, records):
             metrics.replayed.inc(batch.count - len(again), spool="delivery")
-        self._measure()
+        self._gauges.measure()
         return 0.0
 
     def _declined(self, record: StoredRecord, batch: Batch, error: Declined) -> None:
@@ -279,7 +277,7 @@ class Deliverer:
                     self.dead_letters, [Refusal(batch.lines()[0], str(error), error.status)]
                 )
                 self.spool.settle(RETRY_STREAM, [record])
-                self._measure()
+                self._gauges.measure()
                 return
         except BatchUnreadable as damage:
             self._bury([_damaged(batch.packed, batch.count, damage)])

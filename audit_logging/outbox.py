@@ -11,6 +11,7 @@ from . import metrics, tracing
 from .breaker import Breaker
 from .conf import LoggingSettings
 from .exceptions import SpoolError, SpoolFull
+from .gauges import SpoolGauges
 from .spool import DurableQueue, Record, StoredRecord
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,13 @@ class Outbox:
         self.spool = DurableQueue(
             options.DATA_DIR / "capture-spool.sqlite3", max_bytes=options.SPOOL_MAX_BYTES
         )
+        self._gauges = SpoolGauges(self.spool, STREAM, "capture")
         self._warned: dict[str, float] = {}
         self.fresh()
 
     def fresh(self) -> None:
         """Forget what a parent process knew of the broker."""
-        self.breaker = Breaker()
+        self.breaker = Breaker(to="broker")
         #: Since when (monotonic) a batch has been on its way to the broker.
         self.sending_since: float | None = None
         self._replay_at = 0.0
@@ -71,7 +73,7 @@ class Outbox:
             self.warn("%s events are LOST: %s", count, error)
             lost = "spool_full" if isinstance(error, SpoolFull) else "spool_unavailable"
             return metrics.rejected, {"reason": lost}
-        self._measure()
+        self._gauges.measure()
         return metrics.spooled, {"reason": reason}
 
     def replay(self) -> float:
@@ -79,6 +81,7 @@ class Outbox:
         now = time.monotonic()
         if now < self._replay_at:
             return min(IDLE, self._replay_at - now)
+        self._gauges.now_and_then()
         if not self.breaker.allows:
             return IDLE
         # Nothing was ever spooled on this host: leave the disk alone.
@@ -108,7 +111,7 @@ class Outbox:
             return IDLE
         if self.spool.settle(STREAM, [record]):
             metrics.replayed.inc(count, spool="capture")
-        self._measure()
+        self._gauges.measure()
         return 0.0
 
     def _try_send(self, batch: bytes, count: int) -> bool:
@@ -124,13 +127,6 @@ class Outbox:
             self.sending_since = None
         self.breaker.succeeded()
         return True
-
-    def _measure(self) -> None:
-        try:
-            metrics.spool_bytes.set(self.spool.used_bytes(), spool="capture")
-        except SpoolError:
-            # The next write says what is wrong with it.
-            pass
 
     def warn(self, message: str, *args: object) -> None:
         """Log a warning, each kind once in a while."""

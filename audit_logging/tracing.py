@@ -35,7 +35,8 @@ _TRACEPARENT = re.compile(rb'"traceparent":"(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-
 
 def current_traceparent() -> str | None:
     """Return the active span's ``traceparent``, or None; for request threads: one look-up."""
-    if trace is None:
+    # Without a provider there is no span, and looking for one is most of what this would cost.
+    if trace is None or getattr(trace, "_TRACER_PROVIDER", trace) is None:
         return None
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:

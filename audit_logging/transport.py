@@ -70,6 +70,12 @@ class Slices:
         self._began = time.perf_counter()
 
 
+def show_buffer(buffer: Buffer) -> None:
+    """Set the gauges of a buffer."""
+    metrics.buffer_depth.set(len(buffer))
+    metrics.buffer_fill.set(max(len(buffer) / buffer.max_events, buffer.bytes / buffer.max_bytes))
+
+
 class Transport:
     """One process's way from captured exchanges to the broker.
 
@@ -153,8 +159,8 @@ class Transport:
         self._gathering = False
         hand = self._sender_hand
         with hand.at_work:
+            show_buffer(self.buffer)
             taken = hand.take(self.buffer, self._options.BATCH_SIZE)
-            metrics.buffer_depth.set(len(self.buffer))
             with tracing.span("batch", events=taken) if taken else nullcontext():
                 self._work_off(hand, self.outbox.dispatch)
         if taken and self.buffer.nearly_full:
@@ -172,6 +178,7 @@ class Transport:
     def _overflow_step(self) -> float:
         since = self.outbox.sending_since or self._building_since
         nearly_full = self.buffer.nearly_full
+        show_buffer(self.buffer)
         # Here and not where it happens: writing to a log is I/O.
         if self._refused:
             refused, self._refused = self._refused, Counter()
