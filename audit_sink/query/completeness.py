@@ -8,6 +8,7 @@ in a spool, at the broker, in the event log. So only what is old enough is compa
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -145,13 +146,14 @@ class Completeness:
     """Every producer that was looked at.
 
     :ivar incomplete: those with missing numbers.
-    :ivar unreported: how many producers have rows in the lake and never reported.
+    :ivar states: how many of them are open, closed, lost; ``unreported`` have rows in the lake
+        and said nothing.
     :ivar waiting: records of the event log that are not stored yet, as last seen.
     """
 
     checked: int = 0
     stored: int = 0
-    unreported: int = 0
+    states: Counter[str] = field(default_factory=Counter)
     waiting: int = 0
     incomplete: list[Numbers] = field(default_factory=list)
 
@@ -160,7 +162,7 @@ class Completeness:
         return {
             "checked": self.checked,
             "stored": self.stored,
-            "unreported": self.unreported,
+            "states": dict(self.states),
             "waiting": self.waiting,
             "missing": sum(each.missing for each in self.incomplete),
             "unexplained": sum(each.unexplained for each in self.incomplete),
@@ -197,7 +199,7 @@ def completeness(
         for numbers, complete, rows in _summaries(connection, known, since, settled):
             found.checked += 1
             found.stored += rows
-            found.unreported += numbers.state == "unreported"
+            found.states[numbers.state] += 1
             if not complete:
                 suspects.append((numbers, rows))
         for group in _groups(suspects):

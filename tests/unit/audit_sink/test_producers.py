@@ -178,6 +178,7 @@ def test_what_is_complete_is_not_told(world: World) -> None:
     world.clock.advance(900)
     found = completeness(clock=world.clock)
     assert (found.checked, found.stored, found.incomplete) == (2, 136, [])
+    assert found.states == {"closed": 1, "lost": 1}
 
 
 def test_a_producer_without_a_single_row_is_missing_whole(world: World) -> None:
