@@ -1,0 +1,1 @@
+"""The middleware behind real servers: answers as without it, one right record for each request."""

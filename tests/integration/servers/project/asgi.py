@@ -1,0 +1,8 @@
+"""ASGI application of the project."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.integration.servers.project.settings")
+application = get_asgi_application()
