@@ -27,10 +27,7 @@ _LISTED = 20
 class DeadLetterAdmin(admin.ModelAdmin):
     """Shows letters; changes none but by its two actions, each of which is logged."""
 
-    list_display = [
-        "last_seen", "service_name", "endpoint_name", "request_id", "status", "said", "attempts",
-        "state",
-    ]  # fmt: skip
+    list_display = ["last_seen", "about", "said", "answer", "attempts", "state"]
     list_filter = ["state", "service_name", "status", "last_seen"]
     search_fields = ["request_id", "service_name", "endpoint_name", "reason"]
     search_help_text = "Request id, service, endpoint, or words of the reason."
@@ -60,7 +57,24 @@ class DeadLetterAdmin(admin.ModelAdmin):
 
     # -- what is shown ----------------------------------------------------------------------
 
-    @admin.display(description="reason")
+    @admin.display(description="event", ordering="service_name")
+    def about(self, letter: DeadLetter) -> SafeString | str:
+        """Which event it is."""
+        if not letter.request_id and not letter.service_name:
+            return "a damaged batch"
+        return format_html(
+            '{} {}<br><span class="audit-quiet">{}</span>',
+            letter.service_name,
+            letter.endpoint_name,
+            letter.request_id,
+        )
+
+    @admin.display(description="answer", ordering="status")
+    def answer(self, letter: DeadLetter) -> int | None:
+        """The HTTP status, under a short heading."""
+        return letter.status
+
+    @admin.display(description="reason", ordering="reason")
     def said(self, letter: DeadLetter) -> str:
         """The reason, in a line."""
         return Truncator(letter.reason).chars(120)
@@ -80,6 +94,12 @@ class DeadLetterAdmin(admin.ModelAdmin):
             text = f"{text[:_SHOWN]}\n… and {more:,} more characters"
         return format_html('<pre class="audit-event">{}</pre>', text)
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The list, under a title that promises no editing."""
+        return super().changelist_view(request, {"title": "Dead letters"} | (extra_context or {}))
+
     def change_view(
         self,
         request: HttpRequest,
@@ -95,7 +115,7 @@ class DeadLetterAdmin(admin.ModelAdmin):
                 offered.append(("send_again", "Send again"))
             if letter.state in (DeadLetter.State.WAITING, DeadLetter.State.RESEND):
                 offered.append(("discard", "Discard …"))
-        context = (extra_context or {}) | {"letter_actions": offered}
+        context = {"title": "Dead letter", "letter_actions": offered} | (extra_context or {})
         return super().change_view(request, object_id, form_url, context)
 
     # -- what is done -----------------------------------------------------------------------
