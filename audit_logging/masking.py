@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from .cards import mask_cards
 from .markup import mask_markup
 from .names import Names
-from .quiet import is_quiet, may_hold_scheme, may_hold_vendor_key
+from .quiet import is_quiet, may_hold_credential, may_hold_scheme, may_hold_vendor_key
 from .sensitive import MASK, SAYS_NOTHING, IsSensitive
 
 # -- credentials ----------------------------------------------------------------------------
@@ -40,6 +40,8 @@ _VENDOR = re.compile(
 
 def mask_credentials(text: str) -> str:
     """Return `text` without tokens, keys, credentials and card numbers."""
+    if not may_hold_credential(text):
+        return text
     if "J" in text and "eyJ" in text:
         text = _DOTTED.sub(_mask_web_token, text)
     if "-----BEGIN" in text:

@@ -175,7 +175,7 @@ def loud(texts: list[str], names: Names) -> list[str]:
     together = "\0".join(texts)
     suspects: set[str] = set()
     if may_hold_user(together):
-        suspects.update([text for text in texts if may_hold_user(text)])
+        suspects.update([text for text in texts if "@" in text and "://" in text])
     if _may_hold_token(together):
         suspects.update([text for text in texts if _may_hold_token(text)])
     named: set[str] = set()

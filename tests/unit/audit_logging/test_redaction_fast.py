@@ -90,6 +90,7 @@ def thorough() -> Iterator[None]:
     """Every text and document is looked through by every pattern."""
     with (
         mock.patch.object(masking, "is_quiet", return_value=False),
+        mock.patch.object(masking, "may_hold_credential", return_value=True),
         mock.patch.object(masking, "may_hold_scheme", return_value=True),
         mock.patch.object(masking, "may_hold_vendor_key", return_value=True),
         mock.patch.object(documents, "loud", lambda texts, _: texts),
