@@ -29,6 +29,8 @@ class Buffer:
         self.max_events = max_events
         self.overflow = overflow
         self.max_bytes = max_bytes
+        self._many = max_events * 0.8
+        self._large = max_bytes * 0.8
         self._queue: deque[Exchange] = deque()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -44,7 +46,7 @@ class Buffer:
     @property
     def nearly_full(self) -> bool:
         """Whether the buffer is 80 % full, by count or by bytes."""
-        return len(self._queue) * 5 >= self.max_events * 4 or self._bytes * 5 >= self.max_bytes * 4
+        return len(self._queue) >= self._many or self._bytes >= self._large
 
     def put(self, exchange: Exchange, number: Callable[[], int]) -> Refused | None:
         """Number and add `exchange`; return None, or why it was refused.

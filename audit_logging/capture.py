@@ -25,7 +25,8 @@ from .policy import Decision
 #: The status recorded when the caller was gone before there was an answer (nginx's convention).
 CLIENT_CLOSED_REQUEST = 499
 
-_ATTRIBUTE = "_audit_exchange"
+#: Where a request keeps its exchange.
+ATTRIBUTE = "_audit_exchange"
 _is_recordable = lru_cache(maxsize=256)(is_recordable)
 
 
@@ -105,7 +106,7 @@ class Exchange:
         self.wants_response_body = decision.response_body
         self.max_body_bytes = decision.max_body_bytes
         self.request_size = _content_length(meta)
-        request.__dict__[_ATTRIBUTE] = self
+        request.__dict__[ATTRIBUTE] = self
 
     def weigh(self) -> int:
         """Take down, and return, how many bytes this exchange holds in memory, about."""
@@ -237,7 +238,7 @@ def describe(error: BaseException) -> str:
 
 def exchange_of(request: HttpRequest | None) -> Exchange | None:
     """Return the exchange of `request`, if it has one."""
-    return getattr(request, "__dict__", {}).get(_ATTRIBUTE)
+    return getattr(request, "__dict__", {}).get(ATTRIBUTE)
 
 
 def _content_length(meta: Mapping[str, Any]) -> int | None:

@@ -19,7 +19,7 @@ from django.core.exceptions import MiddlewareNotUsed
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 
 from . import checks, metrics
-from .capture import Exchange, describe, exchange_of, meta_keys
+from .capture import ATTRIBUTE, Exchange, describe, exchange_of, meta_keys
 from .conf import conf
 from .policy import Policy, make_snapshot
 from .tracing import traceparent_of
@@ -93,7 +93,7 @@ class AuditMiddleware:
 
     def _begin(self, request: HttpRequest) -> Exchange | None:
         began = perf_counter()
-        if exchange_of(request) is not None:
+        if ATTRIBUTE in request.__dict__:
             # Installed twice: the outer one records it.
             return None
         try:
@@ -139,8 +139,7 @@ class AuditMiddleware:
                     exchange.outcome = "failed"
             headers = response.headers
             exchange.response_type = headers.get("Content-Type", "")
-            if "Content-Encoding" in headers:
-                exchange.response_encoding = headers["Content-Encoding"]
+            exchange.response_encoding = headers.get("Content-Encoding", "")
             exchange.saw_request(request)
             if response.streaming:
                 _watch_stream(exchange, response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from .capture import Exchange
 from .conf import LoggingSettings
 from .event import complete
 from .exceptions import BuilderUnavailable
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that the building of one frame may take, in a process that has stopped, say.
 _PATIENCE = 10.0
@@ -170,6 +173,7 @@ class RemoteBuilder:
 
     def _failed(self, error: Exception) -> None:
         self._breaker.failed()
+        logger.warning("the builder process is gone, and events are built here: %r", error)
         process = self._process
         if process is not None:
             with suppress(OSError):
