@@ -12,10 +12,12 @@ import atexit
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .background import Loop
 from .histogram import Histogram
+from .metric_files import Files
 
 try:
     import prometheus_client
@@ -24,10 +26,11 @@ except ImportError:
     prometheus_client = None  # type: ignore[assignment]
 
 
-#: Whether prometheus_client keeps its values in files; it decides so at its import, as we do.
-_IN_FILES = prometheus_client is not None and bool(
-    {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & os.environ.keys()
-)
+_folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or os.environ.get("prometheus_multiproc_dir")
+#: Whether values are kept in files; prometheus_client decides so at its import, as we do.
+_IN_FILES = bool(_folder)
+#: Files of our own, where prometheus_client keeps none.
+_files = Files(Path(_folder)) if _folder and prometheus_client is None else None
 _EXPORT_EVERY = 1.0
 
 _lock = threading.Lock()
@@ -64,11 +67,33 @@ if hasattr(os, "register_at_fork"):
 
 
 def export() -> None:
-    """Write what changed to prometheus_client's files; nothing to do where it has none."""
+    """Write what changed to the files of prometheus_client, or to ours; else nothing."""
     with _export_lock:
         for metric in METRICS:
             for key, value in metric.take_due().items():
-                metric.hand_on(key, value)
+                if _files is None:
+                    metric.hand_on(key, value)
+                else:
+                    _files.take(metric, key, value)
+        if _files is not None:
+            _files.write()
+
+
+def files() -> Files | None:
+    """Return the files of our own that several processes count in, if they do."""
+    return _files
+
+
+def keep_in_files(folder: Path) -> None:
+    """Count in files of our own from now on: this process, and all that it forks.
+
+    For a process that is about to fork, in which nobody has set PROMETHEUS_MULTIPROC_DIR.
+    """
+    global _IN_FILES, _files
+    with _export_lock:
+        _IN_FILES, _files = True, Files(folder)
+        for metric in METRICS:
+            metric.in_files()
 
 
 def _export_step() -> float:
@@ -90,7 +115,7 @@ class _Metric:
         self._values: dict[tuple[str, ...], float] = {}
         #: What export() has to hand on.
         self.due: dict[tuple[str, ...], float] = {}
-        self._exported = self._export() if _IN_FILES else None
+        self._exported = self._export() if _IN_FILES and prometheus_client is not None else None
         METRICS.append(self)
 
     def _export(self) -> Any:
@@ -120,6 +145,11 @@ class _Metric:
         with _lock:
             due, self.due = self.due, {}
         return due
+
+    def in_files(self) -> None:
+        """From now on values are handed on; those there are, too."""
+        with _lock:
+            self.due = dict(self._values)
 
     def forked(self) -> None:
         """Forget what the parent process has to hand on."""
@@ -234,7 +264,8 @@ rejected = Counter(
     "thread), buffer_bytes (raise BUFFER_BYTES or lower MAX_BODY_BYTES), spool_full (raise "
     "SPOOL_MAX_BYTES, and bring the broker or publisher back), spool_unavailable (disk full or "
     "read-only), overflow_drop (OVERFLOW is drop), shutdown (raise SHUTDOWN_SECONDS), "
-    "dead_letters_full (look at the dead letters; raise SPOOL_MAX_BYTES), build_failed (a bug of "
+    "dead_letters_full (look at the dead letters; raise SPOOL_MAX_BYTES), discarded (an operator "
+    "threw dead letters away; admin's history says who), build_failed (a bug of "
     "ours: see the log).",
     ("reason",),
 )

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: A worker program with the settings that every tier's Celery app has; each task leaves a line in
 #: a file when it begins and when it ends, and waits in between while a gate file is there.
 PROGRAM = """
-import os, pathlib, time
+import base64, os, pathlib, time
 from celery import Celery
 from audit_logging.celery import configure
 
@@ -39,7 +39,8 @@ def note(line):
         log.write(line + "\\n")
 
 @app.task(name="contract.work", bind=True)
-def work(self, text, count):
+def work(self, payload, count):
+    text = base64.b64decode(payload).decode()
     note(f"begin {text}")
     while (folder / "gate").exists():
         time.sleep(0.01)
@@ -240,7 +241,7 @@ class producer:
         self.monkeypatch.setattr(celery, "conf", options)
         self.monkeypatch.setattr(celery, "DELIVER", self.task)
         self.monkeypatch.setattr(celery, "_producer", None)
-        return lambda text: celery.send_batch(text, 1)
+        return lambda text: celery.send_batch(text.encode(), 1)
 
     def __exit__(self, *exc: object) -> None:
         from audit_logging import celery
