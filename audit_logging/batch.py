@@ -17,6 +17,9 @@ from .exceptions import BatchUnreadable
 _LEVEL = 1
 _GZIP = 31
 
+#: How a line begins that is a producer record: it travels like an event and is none.
+NO_EVENT = '{"record":"producer",'
+
 #: A batch is our own making; this only keeps a damaged file from filling the memory.
 MAX_UNPACKED = 256 << 20
 
@@ -47,7 +50,7 @@ class Batch:
     """A batch as it travels, unpacked only where somebody has to look into it.
 
     :ivar packed: the bytes, as :func:`pack` made them.
-    :ivar count: how many events it holds, as its sender said.
+    :ivar count: how many events it holds, as its sender said; 0 for one of producer records.
     """
 
     __slots__ = ("_lines", "count", "packed")
@@ -63,7 +66,7 @@ class Batch:
     @classmethod
     def of(cls, lines: Sequence[str]) -> Batch:
         """Return the batch of `lines`."""
-        batch = cls(pack(lines), len(lines))
+        batch = cls(pack(lines), sum(not line.startswith(NO_EVENT) for line in lines))
         batch._lines = list(lines)
         return batch
 

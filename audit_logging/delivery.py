@@ -184,6 +184,16 @@ class Deliverer:
             result = Delivered(refused=[_damaged(batch.packed, batch.count, error)])
         finally:
             metrics.delivery_seconds.observe(time.monotonic() - began)
+        if not batch.count:
+            # Producer records, which travel by themselves and are no events: they are not counted,
+            # and one that is refused would be out of date by the time somebody looks at it.
+            if result.refused:
+                logger.warning(
+                    "what processes have numbered is refused, so that losses cannot be named: %s. "
+                    "Is the publisher older than this service?",
+                    result.refused[0].reason,
+                )
+            return result.again
         for status, count in result.stored.items():
             metrics.delivered.inc(count, status=status)
         if result.refused:

@@ -303,6 +303,7 @@ def _line(
     identity: dict[str, Any], count: int, state: State, now: float, totals: dict[str, Any]
 ) -> str:
     fields = {
+        # First, as batch.NO_EVENT has it.
         "record": RECORD,
         "request_id": str(uuid.uuid4()),
         "service_name": identity.get("service_name"),

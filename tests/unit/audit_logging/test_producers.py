@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 
 from audit_logging import metrics, producer_files
+from audit_logging.batch import Batch
 from audit_logging.conf import LoggingSettings
+from audit_logging.delivery import Deliverer
+from audit_logging.outcome import Delivered, Refusal
 from audit_logging.producers import Producer
 from tests.support import eventually
 
@@ -495,3 +498,45 @@ def test_numbers_given_while_it_attaches_are_in_the_tally(options: LoggingSettin
         assert producer._page is not None
         assert producer._page[0] == producer.count
         producer._finished()
+
+
+# -- on the way -----------------------------------------------------------------------------------
+
+
+class Target:
+    """Takes batches, or refuses each line of them for good."""
+
+    def __init__(self) -> None:
+        self.refuses = False
+        self.lines: list[str] = []
+
+    def send(self, batch: Batch) -> Delivered:
+        if self.refuses:
+            return Delivered(refused=[Refusal(line, "unknown", 422) for line in batch.lines()])
+        self.lines += batch.lines()
+        return Delivered(stored={"published": len(batch.lines())})
+
+
+def test_a_record_is_delivered_and_counted_as_no_event(
+    options: LoggingSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = Target()
+    deliverer = Deliverer(target, options)
+    producer = Producer(options)
+    producer.number()
+    lines = producer.due(0.0)
+    batch = Batch.of(lines)
+    assert batch.count == 0
+    assert Batch.of([*lines, '{"request_id":"x"}']).count == 1
+    before = metrics.delivered.value(), metrics.dead_lettered.value()
+    deliverer.deliver(batch.message(), 0)
+    assert target.lines == lines
+    # An older publisher does not know them: no heartbeat becomes a dead letter.
+    target.refuses = True
+    deliverer.deliver(batch.message(), 0)
+    assert (metrics.delivered.value(), metrics.dead_lettered.value()) == before
+    assert "Is the publisher older" in caplog.text
+    assert not deliverer.dead_letters.path.exists()
+    deliverer.deliver(Batch.of(['{"request_id":"x"}']).message(), 1)
+    assert metrics.dead_lettered.value() == before[1] + 1
+    deliverer.stop()
