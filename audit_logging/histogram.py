@@ -45,7 +45,9 @@ class Histogram:
         self._waiting: deque[float] = deque()
         self._lock = threading.Lock()
         self._exported = (
-            prometheus_client.Histogram(name, help, buckets=buckets) if in_files else None
+            prometheus_client.Histogram(name, help, buckets=buckets)
+            if in_files and prometheus_client is not None
+            else None
         )
         _instances.add(self)
 
@@ -74,6 +76,13 @@ class Histogram:
             counts, total = list(self._counts), self._sum
         return list(zip((*self.bounds, float("inf")), accumulate(counts), strict=True)), total
 
+    def tally(self, values: list[float]) -> tuple[list[int], float]:
+        """Return how many of `values` are in each bucket, and their sum."""
+        counts = [0] * (len(self.bounds) + 1)
+        for value in values:
+            counts[bisect_left(self.bounds, value)] += 1
+        return counts, sum(values)
+
     def value(self) -> float:
         """Return how many observations there were in this process."""
         return self.read()[0][-1][1]
@@ -87,6 +96,10 @@ class Histogram:
             due, self._due = self._due, []
         return {(): due} if due else {}
 
+    def in_files(self) -> None:
+        """From now on observations are handed on."""
+        self._in_files = True
+
     def hand_on(self, key: tuple[str, ...], values: list[float]) -> None:
         """Give observations to prometheus_client's files."""
         if self._exported is not None:
@@ -98,7 +111,7 @@ class Histogram:
         buckets, total = self.read()
         family = prometheus_client.core.HistogramMetricFamily(self.name, self.help)
         named = [(bound_text(bound), count) for bound, count in buckets]
-        family.add_metric([], named, total)  # type: ignore[arg-type]
+        family.add_metric([], named, total)
         return family
 
     def forked(self) -> None:

@@ -26,11 +26,13 @@ except ImportError:
     prometheus_client = None  # type: ignore[assignment]
 
 
-_folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or os.environ.get("prometheus_multiproc_dir")
+_names = {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & os.environ.keys()
 #: Whether values are kept in files; prometheus_client decides so at its import, as we do.
-_IN_FILES = bool(_folder)
-#: Files of our own, where prometheus_client keeps none.
-_files = Files(Path(_folder)) if _folder and prometheus_client is None else None
+_IN_FILES = bool(_names)
+#: Files of our own, where there is no prometheus_client to keep some.
+_files = None
+if _names and prometheus_client is None:
+    _files = Files(Path(os.environ[min(_names)]))
 _EXPORT_EVERY = 1.0
 
 _lock = threading.Lock()
