@@ -21,7 +21,8 @@ from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 from . import checks, metrics
 from .capture import ATTRIBUTE, Exchange, describe, exchange_of, meta_keys
 from .conf import conf
-from .policy import Policy, make_snapshot
+from .flags import in_force
+from .policy import Policy
 from .tracing import traceparent_of
 from .transport import get_transport
 
@@ -44,7 +45,7 @@ class AuditMiddleware:
         if not conf.ENABLED:
             raise MiddlewareNotUsed("AUDIT_LOGGING ENABLED is off")
         self.get_response: Callable[[HttpRequest], Any] = get_response
-        self._policy: Callable[[], Policy] = make_snapshot()
+        self._policy: Callable[[], Policy] = in_force()
         self._keys = meta_keys(conf.HEADERS)
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:

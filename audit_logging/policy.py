@@ -28,7 +28,6 @@ __all__ = [
     "etag",
     "from_document",
     "from_settings",
-    "make_snapshot",
     "overlay",
 ]
 
@@ -303,10 +302,3 @@ def etag(document: dict[str, Any]) -> str:
     """Return the entity tag of a flags document."""
     text = json.dumps(document, sort_keys=True)
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
-
-
-def make_snapshot(options: LoggingSettings = conf) -> Callable[[], Policy]:
-    """Return a function that gives the policy in force: :func:`audit_logging.flags.in_force`."""
-    from .flags import in_force
-
-    return in_force(options)
