@@ -10,7 +10,7 @@ from collections.abc import Callable
 from . import metrics, tracing
 from .breaker import Breaker
 from .conf import LoggingSettings
-from .exceptions import SpoolError, SpoolFull
+from .exceptions import RetryLater, SpoolError, SpoolFull
 from .gauges import SpoolGauges
 from .spool import DurableQueue, Record, StoredRecord
 
@@ -120,8 +120,9 @@ class Outbox:
             with tracing.span("send", kind="producer", batch=batch, events=count):
                 self._send(batch, count)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
-            self.breaker.failed()
-            self.warn("the Celery broker does not take events; they are spooled: %s", error)
+            # The publisher, where it is asked directly, may say how long it wants to be left alone.
+            self.breaker.failed(error.retry_after if isinstance(error, RetryLater) else None)
+            self.warn("events are not taken, and spooled: %s", error)
             return False
         finally:
             self.sending_since = None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,13 @@ def test_through_the_outbox_it_ends_in_the_capture_spool_and_comes_back(
     direct: Any, script: Script, options: Callable[..., LoggingSettings]
 ) -> None:
     outbox = Outbox(direct(), options())
-    script.answer = lambda lines: (503, {}, b"")
+    script.answer = lambda lines: (503, {"Retry-After": "30"}, b"")
     assert outbox.dispatch(pack(LINES), 8) == (metrics.spooled, {"reason": "broker_down"})
     outbox.dispatch(pack(LINES[:1]), 1)
     # The breaker keeps the second from asking.
     assert len(script.requests) == 1
+    # And for as long as the publisher asked.
+    assert outbox.breaker._open_until - time.monotonic() > 20
     script.answer = script.take
     outbox.breaker.succeeded()
     eventually(lambda: (outbox.replay(), script.stored == LINES + LINES[:1])[1])
