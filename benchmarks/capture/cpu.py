@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.services.processes import descendants
 
 from .conductor import Figure, Process, folder, pair
 from .contenders import OURS
@@ -49,20 +52,19 @@ def measure(*, rounds: int, requests: int, pause: float) -> list[Cost]:
             )
             for name, (options, _) in brokers.items()
         }
-        loads = {
+        loads: dict[str, dict[str, Any]] = {
             f"one each {pause * 1000:.0f} ms": {"do": "paced", "pause": pause},
             "flat out": {"do": "flat_out"},
         }
         for both in pairs.values():
             for process in both:
-                process.tell("flat_out", requests=300)
-                process.tell("flush")
+                process.warm_up()
         for load, how in loads.items():
             seen: dict[str, list[float]] = {name: [] for name in pairs}
             served: dict[str, list[float]] = {name: [] for name in pairs}
             for number in range(rounds):
                 for name, both in pairs.items():
-                    more = {"seed": number} if how["do"] == "paced" else {}
+                    more: dict[str, Any] = {"seed": number} if how["do"] == "paced" else {}
                     pid = brokers[name][1]
                     used = [0.0, 0.0]
                     for which in (0, 1) if number % 2 else (1, 0):
@@ -84,19 +86,31 @@ def measure(*, rounds: int, requests: int, pause: float) -> list[Cost]:
 
 
 def spent(process: Process, requests: int, *, do: str, **how: Any) -> float:
-    """CPU seconds of `process` for so many requests, until all is handed over."""
-    worked = process.tell(do, requests=requests, **how)["process_cpu"]
-    return worked + process.tell("flush")["process_cpu"]
+    """CPU seconds of `process` and of those below it for so many requests, all handed over."""
+    used = partial(cpu_seconds, process.pid)
+    before = used()
+    process.tell(do, requests=requests, **how)
+    process.tell("flush")
+    rest(used)
+    return used() - before
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK
+    """CPU seconds that a process and all below it have used."""
+    # Of those that have ended the kernel tells their parent's sum.
+    total = sum(map(int, _fields(pid)[11:15]))
+    for child in descendants(pid):
+        with suppress(OSError):
+            total += sum(map(int, _fields(child)[11:15]))
+    return total * _TICK
+
+
+def _fields(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def rest(used: Callable[[], float], limit: float = 15.0) -> None:
-    """Wait until whoever `used` tells the CPU seconds of has nothing more to do, or no end of it."""
+    """Wait until those whose CPU seconds `used` tells have nothing more to do."""
     end, before = time.monotonic() + limit, used()
     while time.monotonic() < end:
         time.sleep(_LOOK)

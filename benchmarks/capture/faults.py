@@ -66,7 +66,7 @@ def measure(*, rounds: int, requests: int, pause: float) -> list[Fault]:
             place = root / case.name.replace(" ", "-")
             spec = Spec(OURS.name, True, str(place), options=case.options, database=case.database)
             process = stack.enter_context(Process(spec))
-            process.tell("paced", requests=300, pause=pause, seed=0)
+            process.warm_up()
             if case.breaks is not None:
                 case.breaks(place)
             # So that breakers and time-outs have seen the fault.

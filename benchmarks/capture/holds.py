@@ -38,12 +38,13 @@ def measure(*, rounds: int, seconds: float) -> list[Holds]:
         for number, (case, (size, pause)) in enumerate(_CASES.items()):
             spec = Spec(OURS.name, True, str(root / str(number)), body_bytes=size)
             both: tuple[Process, Process] = stack.enter_context(pair(spec))
+            for process in both:
+                process.tell("holds", seconds=6, pause=pause)
             over: tuple[list[float], list[float]] = ([], [])
             for turn in range(rounds):
                 for which in (0, 1) if turn % 2 else (1, 0):
                     answer = both[which].tell("holds", seconds=seconds, pause=pause)
-                    if turn:  # the first warms up
-                        over[which].extend(answer["over"])
+                    over[which].extend(answer["over"])
             marks = [
                 (quantile(over[0], share), quantile(over[1], share))
                 for share in (0.5, 0.99, 0.999, 1.0)

@@ -56,7 +56,7 @@ def measure(
             try:
                 both = stack.enter_context(pair(spec))
                 for process in both:
-                    process.tell("paced", requests=300, pause=0.001, seed=0)
+                    process.warm_up()
             except Died as error:
                 print(f"{each.name} does not run ({mode}): {error}")
                 continue

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tests.services.processes import descendants
 
 from .conductor import Process, folder
 from .contenders import OURS
 from .servers import HOST, UVICORN, Kind, Server, gunicorn, serving
 from .service import Spec
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _SAMPLES = 100
 _UPLOADS = 100
 _UPLOAD_BYTES = 10_000_000
@@ -50,12 +55,12 @@ def _long_run(requests: int) -> Memory:
         step = max(1, requests // _SAMPLES)
         with Process(replace(spec, recorded=False, folder=str(root / "bare"))) as bare:
             bare.tell("flat_out", requests=step)
-            before = bare.tell("state")["rss"]
+            before = resident(bare.pid)
         samples = []
         with Process(spec) as audited:
             for _ in range(_SAMPLES):
                 audited.tell("flat_out", requests=step)
-                samples.append(audited.tell("state")["rss"])
+                samples.append(resident(audited.pid))
                 _consume(root / "audited" / "audit")
             audited.tell("flush")
             counted = audited.tell("state")["counted"]
@@ -77,6 +82,15 @@ def _long_run(requests: int) -> Memory:
         f"{verdict}: {slope:+.1f} MB per million in the second half; {_told(counted)}",
         samples,
     )
+
+
+def resident(pid: int) -> int:
+    """Bytes in memory of a process and all below it."""
+    total = 0
+    for each in (pid, *descendants(pid)):
+        with suppress(OSError):
+            total += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * _PAGE
+    return total
 
 
 def _told(counted: dict[str, float]) -> str:

@@ -110,8 +110,7 @@ class Server:
 
     def cpu(self) -> float:
         """CPU seconds of all its processes."""
-        pids = [self.process.pid, *descendants(self.process.pid)]
-        return sum(cpu_seconds(pid) for pid in pids)
+        return cpu_seconds(self.process.pid)
 
     def peak_bytes(self) -> int:
         """The most memory that any one of its processes has had."""

@@ -228,7 +228,7 @@ class Worker:
         return {"over": over, "wall": [wall for wall, _ in taken]}
 
     def state(self) -> Any:
-        """Resident memory (bytes), and what the recorder has counted."""
+        """Resident memory (bytes, of this process alone), and what the recorder has counted."""
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         counted = {}
         if self._spec.recorded and self._spec.contender == "django-api-audit":
