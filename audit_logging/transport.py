@@ -156,6 +156,8 @@ class Transport:
 
     def _send_step(self) -> float:
         linger = self._options.LINGER_SECONDS
+        # Before the first batch, which may hang at the broker: a kill then loses what it holds.
+        self._attach()
         if not self._gathering and len(self.buffer) and not self.buffer.nearly_full:
             self._gathering = True
             return linger
@@ -166,9 +168,10 @@ class Transport:
             taken = hand.take(self.buffer, self._options.BATCH_SIZE)
             with tracing.span("batch", events=taken) if taken else nullcontext():
                 self._work_off(hand, self.outbox.dispatch)
+        # Also when it never rests: nothing else tells how far its numbers have come.
+        self._report()
         if taken and self.buffer.nearly_full:
             return 0.0
-        self._report()
         self._choose_builder()
         # Also while there is traffic, which may never end.
         pause = self.outbox.replay()
@@ -277,13 +280,19 @@ class Transport:
                 return
             counter.inc(parcel[1], **labels)
 
+    def _attach(self) -> None:
+        if self._attached:
+            return
+        # Once: where it cannot be made, it is not tried with every batch.
+        self._attached = True
+        try:
+            self.producer.attach()
+        except Exception as error:
+            self.outbox.warn("what this process numbers is not known if it is killed: %s", error)
+
     def _report(self) -> None:
         """Say how many numbers were given, and what dead processes left; see producers.py."""
         try:
-            if not self._attached:
-                # Once: where it cannot be made, it is not tried with every batch.
-                self._attached = True
-                self.producer.attach()
             self._tell(self.producer.due(time.monotonic()), self.outbox.dispatch)
         except Exception as error:
             self.outbox.warn("what this process has numbered could not be reported: %s", error)

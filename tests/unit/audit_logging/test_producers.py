@@ -22,6 +22,7 @@ from audit_logging.conf import LoggingSettings
 from audit_logging.delivery import Deliverer
 from audit_logging.outcome import Delivered, Refusal
 from audit_logging.producers import Producer
+from audit_logging.transport import Transport
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[3]
@@ -185,6 +186,7 @@ from django.conf import settings
 settings.configure(AUDIT_LOGGING={{"DATA_DIR": {data!r}, "SERVICE_NAME": {service!r}}})
 from audit_logging import metrics, producer_files
 from audit_logging.producers import Producer
+from audit_logging.transport import Transport
 if {disk}:
     producer_files._is_tmpfs = lambda path: False
 producer = Producer()
@@ -540,3 +542,59 @@ def test_a_record_is_delivered_and_counted_as_no_event(
     deliverer.deliver(Batch.of(['{"request_id":"x"}']).message(), 1)
     assert metrics.dead_lettered.value() == before[1] + 1
     deliverer.stop()
+
+
+class Stuck:
+    """A broker that holds whoever sends until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked, self.answering = threading.Event(), threading.Event()
+
+    def __call__(self, batch: bytes, count: int) -> None:
+        self.asked.set()
+        self.answering.wait(30)
+
+
+def test_what_hangs_at_the_broker_is_known_if_the_process_is_killed(
+    options: LoggingSettings, place: Path
+) -> None:
+    from tests.unit.audit_logging.test_transport import exchange
+
+    broker = Stuck()
+    transport = Transport(broker, options)
+    try:
+        transport.submit(exchange())
+        assert broker.asked.wait(20)
+        (tally,) = tallies(place, options)
+        # As somebody else would find it.
+        content = producer_files._read(tally.read_bytes())
+        assert content is not None
+        assert content[0]["producer_epoch"] == transport.producer.epoch
+        if place == SHARED:
+            assert content[1] == 1
+    finally:
+        broker.answering.set()
+        transport.close()
+    assert tallies(place, options) == []
+
+
+def test_a_process_that_never_rests_reports_all_the_same(options: LoggingSettings) -> None:
+    from tests.unit.audit_logging.test_transport import exchange
+
+    busy = LoggingSettings({**options._environ, "AUDIT_LOGGING_BUFFER_SIZE": "1"})
+    told, ended = threading.Event(), threading.Event()
+
+    def send(batch: bytes, count: int) -> None:
+        if not count:
+            told.set()
+        elif not ended.is_set():
+            # While it worked, the next came.
+            transport.submit(exchange())
+
+    transport = Transport(send, busy)
+    try:
+        transport.submit(exchange())
+        assert told.wait(20)
+    finally:
+        ended.set()
+        transport.close()
