@@ -350,6 +350,16 @@ def _close_connection() -> None:
         logger.debug("the connection could not be closed", exc_info=True)
 
 
+def waiting() -> tuple[int, datetime | None]:
+    """Return how many letters wait for something, and since when the first of them does.
+
+    :raises Exception: whatever the database raises.
+    """
+    letters = DeadLetter.objects.using(_alias()).filter(state__in=[_State.WAITING, _State.RESEND])
+    found = letters.aggregate(count=models.Count("pk"), oldest=models.Min("first_seen"))
+    return found["count"], found["oldest"]
+
+
 def summaries(most: int) -> Sequence[dict[str, Any]]:
     """The newest letters that wait for something, for people on a terminal.
 

@@ -6,11 +6,13 @@ import base64
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,21 @@ import pytest
 
 from audit_logging.batch import Batch, pack
 from audit_logging.spool import DurableQueue
+from audit_publisher.eventlog import Limits
+from audit_publisher.eventlog.local import LocalEventLog
+from audit_publisher.testing import make_event
 from tests.contracts.broker import producer
 from tests.services.rabbitmq import RabbitMQ
 from tests.services.redis import Redis
 from tests.support import eventually
-from tests.unit.audit_logging.test_delivery import Script, script, server
+from tests.unit.audit_logging.test_delivery import Script, items, script, server
 
 __all__ = ["script", "server"]
 
 pytestmark = pytest.mark.slow
+
+#: The publisher's default.
+TOPIC = "api-audit-events"
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -270,6 +278,71 @@ def test_a_child_of_the_services_own_celery_worker_empties_its_buffer_at_its_end
     assert "/nowhere" in {path for record in records for path in paths(record.value)}
     # It is no worker of deliveries, though it knows the task.
     assert not (tmp_path / "data" / "delivery-spool.sqlite3").exists()
+
+
+@durable
+def test_a_refused_event_comes_to_the_database_and_is_sent_again_from_there(
+    installation: Installation, script: Script, send: Any, tmp_path: Path
+) -> None:
+    with (tmp_path / "worker_settings.py").open("a") as settings:
+        settings.write("AUDIT_LOGGING |= {'DEAD_LETTERS': 'database'}\n")
+    database = tmp_path / "db.sqlite3"
+
+    def ask(sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(database, timeout=10)) as connection, connection:
+            return connection.execute(sql).fetchall()
+
+    migrate = installation.start(REPOSITORY / "manage.py", "migrate", "-v", "0")
+    assert migrate.wait(90) == 0, installation.said()
+    bad = batch(1)[1]
+    no = {"status": "rejected", "retryable": False, "error": {"field": "n", "reason": "no"}}
+    script.answer = lambda lines: (
+        200,
+        {},
+        items(no if line == bad else {"status": "published"} for line in lines),
+    )
+    worker = installation.worker("--concurrency", "1")
+    send(1)
+    waiting = "SELECT event, state FROM audit_logging_deadletter"
+    eventually(lambda: ask(waiting) == [(bad, "waiting")], 90, installation.said)
+    # As admin's action does.
+    script.answer = script.take
+    ask("UPDATE audit_logging_deadletter SET state = 'resend'")
+    eventually(lambda: script.stored == [bad], 60, installation.said)
+    eventually(lambda: ask(waiting) == [("", "delivered")], 30, installation.said)
+    worker.terminate()
+    assert worker.wait(60) == 0, installation.said()
+
+
+@durable
+def test_a_worker_with_delivery_kafka_appends_to_the_event_log(
+    installation: Installation, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audit_logging import celery
+
+    with (tmp_path / "worker_settings.py").open("a") as settings:
+        log = tmp_path / "eventlog.sqlite3"
+        settings.write(
+            "AUDIT_LOGGING |= {'DELIVERY': 'kafka'}\n"
+            f"AUDIT_PUBLISHER = {{'PRIMARY_URL': 'local://{log}', 'TOPIC_PARTITIONS': 1,"
+            f" 'DATA_DIR': {str(tmp_path / 'publisher')!r}}}\n"
+        )
+    worker = installation.worker()
+    events = [make_event() for _ in range(30)]
+    url, queue = installation.options["BROKER_URL"], installation.options["CELERY_QUEUE"]
+    with producer(url, queue, "audit_logging.deliver", monkeypatch):
+        for start in range(0, 30, 3):
+            celery.send_batch(pack([json.dumps(event) for event in events[start : start + 3]]), 3)
+    region = LocalEventLog("primary", log)
+    eventually(log.exists, 90, installation.said)
+    eventually(lambda: region.watermarks(TOPIC, 0)[1] == 30, 60, installation.said)
+    found = region.read(TOPIC, 0, 0, Limits(timeout=0))
+    ids = {(dict(record.headers)["request_id"] or b"").decode() for record in found}
+    assert ids == {event["request_id"] for event in events}
+    # Nothing went over HTTP.
+    assert script.requests == []
+    worker.terminate()
+    assert worker.wait(60) == 0, installation.said()
 
 
 @durable

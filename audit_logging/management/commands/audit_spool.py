@@ -70,6 +70,7 @@ class Command(BaseCommand):
                     "oldest_seconds": None if oldest is None else time.time() - oldest / 1e6,
                 }
             )
+        rows += self._in_database()
         if as_json:
             self.stdout.write(json.dumps(rows))
             return
@@ -79,6 +80,15 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"{row['spool']:<13} {row['records']:>8,} records {row['bytes']:>12,} bytes{since}"
             )
+
+    def _in_database(self) -> list[dict[str, Any]]:
+        try:
+            records, oldest = dead_letters.waiting()
+        except Exception:  # noqa: BLE001 - there is no database, no table, or no way to it
+            return []
+        age = None if oldest is None else time.time() - oldest.timestamp()
+        row = {"spool": "in database", "records": records, "bytes": 0, "oldest_seconds": age}
+        return [row] if records else []
 
     def _dead_letters(self, dead: DurableQueue, limit: int, as_json: bool) -> None:
         records = dead.read(DEAD_STREAM, 0, max_records=limit) if dead.path.exists() else []
