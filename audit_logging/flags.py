@@ -44,8 +44,11 @@ Answer = tuple[dict[str, Any], str]
 class Source(Protocol):
     """Answers what flags a service has; called in the background alone."""
 
-    def load(self, tag: str) -> Answer | None:
-        """Return the flags now, or None while those of `tag` hold."""
+    def load(self, tag: str, *, tell: bool) -> Answer | None:
+        """Return the flags now, or None while those of `tag` hold.
+
+        :param tell: whether this process may be shown as one that captures.
+        """
 
     def in_force(self, tag: str) -> None:
         """The flags of `tag` are in force in this process."""
@@ -63,7 +66,7 @@ class DatabaseSource:
         self._service = options.SERVICE_NAME
         self._reporter = Reporter(options, "database")
 
-    def load(self, tag: str) -> Answer | None:
+    def load(self, tag: str, *, tell: bool) -> Answer | None:
         """Return the flags that the admin holds."""
         found = document(self._service)
         now = etag(found)
@@ -95,11 +98,12 @@ class PublisherSource:
         self._service = options.SERVICE_NAME
         self._reporter = Reporter(options, "publisher")
 
-    def load(self, tag: str) -> Answer | None:
+    def load(self, tag: str, *, tell: bool) -> Answer | None:
         """Ask the publisher; `tag` tells it what is in force here."""
         from .delivery import get_publisher
 
-        answer = get_publisher().flags(self._service, tag, self._reporter.headers())
+        headers = self._reporter.headers() if tell else {}
+        answer = get_publisher().flags(self._service, tag, headers)
         if answer is None:
             return None
         found, now = answer
@@ -210,14 +214,16 @@ class Flags:
         thread.join(timeout)
         return self.loaded_at is not None
 
-    def refresh(self) -> None:
+    def refresh(self, *, tell: bool = False) -> None:
         """Ask now, in this thread.
+
+        :param tell: let the admin know of this process.
 
         :raises Exception: whatever the source raises; the last known flags stay in force.
         """
         if self._source is None:
             return
-        answer = self._source.load(self._etag)
+        answer = self._source.load(self._etag, tell=tell)
         if answer is None and not self._etag:
             raise RuntimeError("the source answered «not modified» to a first question")
         if answer is not None:
@@ -250,7 +256,8 @@ class Flags:
     def _prime(self) -> None:
         assert self._source is not None  # noqa: S101
         try:
-            self._ask()
+            # Who primes need not serve: a parent that only preloads the application does not.
+            self._ask(tell=False)
         finally:
             self._source.rest(last=True)
 
@@ -258,20 +265,24 @@ class Flags:
         source = self._source
         if source is None or self._quiet():
             return LONGEST_PAUSE
+        before = self._etag
         try:
-            if self._ask():
+            if self._ask(tell=True):
                 source.in_force(self._etag)
         finally:
             source.rest()
+        if self._etag != before:
+            # The next question tells that they are in force here: whoever changed them waits.
+            return random.uniform(0.1, 0.5)  # noqa: S311
         interval: float = self._options.FLAGS_REFRESH_SECONDS
         if self._failing:
             interval = min(max(interval, LONGEST_PAUSE), interval * 2 ** min(self._failing, 8))
         # Processes that started together must not ask together.
         return interval * random.uniform(0.7, 1.0)  # noqa: S311
 
-    def _ask(self) -> bool:
+    def _ask(self, *, tell: bool) -> bool:
         try:
-            self.refresh()
+            self.refresh(tell=tell)
         except Exception as error:  # noqa: BLE001  # whatever a driver raises
             if not self._failing:
                 logger.warning(

@@ -103,7 +103,7 @@ class Board:
     """
 
     #: Seconds between two writes.
-    EVERY = 2.0
+    EVERY = 1.0
     MOST = 5000
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:

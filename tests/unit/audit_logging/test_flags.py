@@ -64,7 +64,7 @@ class Answers:
         self.told: list[str] = []
         self.rested: list[bool] = []
 
-    def load(self, tag: str) -> Any:
+    def load(self, tag: str, *, tell: bool) -> Any:
         self.asked.append(tag)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if callable(answer):
@@ -222,6 +222,8 @@ def test_many_processes_do_not_ask_in_step(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = live(options(FLAGS_REFRESH_SECONDS="5"), Answers(off()), monkeypatch)
+    # That flags are new is told at once.
+    assert running._step() < 1
     pauses = {running._step() for _ in range(50)}
     assert len(pauses) > 40
     # A change acts within what was asked for.
@@ -307,23 +309,27 @@ def test_flags_from_the_central_admin(central: Any, options: Options) -> None:
     chosen = options(FLAGS_SOURCE="publisher")
     running = Flags(chosen, even_in_tests=True)
     assert running.policy.enabled
-    running.refresh()
+    # Who primes need not serve, and is not shown.
+    assert running.prime(10)
     assert not running.policy.enabled
-    running.refresh()  # 304: nothing new
+    running.refresh(tell=True)  # 304: nothing new
     central.document = {"flags": {"sample_rate": 0.5}, "rules": []}
-    running.refresh()
+    running.refresh(tell=True)
     assert running.policy.sample_rate == 0.5
     tags = [tag for _, tag, _ in central.asked]
     assert tags[0] is None
     assert tags[1] is not None
     assert tags[2] == tags[1]
     assert central.asked[0][0] == "/v1/config/shop"
-    # Each question says which process asks, and the first what its settings are.
-    told = [uptake.from_header("shop", tag or "", header, 9) for _, tag, header in central.asked]
+    # Each later question says which process asks, and the first of them what its settings are.
+    assert central.asked[0][2] is None
+    told = [
+        uptake.from_header("shop", tag or "", header, 9) for _, tag, header in central.asked[1:]
+    ]
     assert {(report.pid, report.host) for report in told if report} == {
         (os.getpid(), socket.gethostname()[:100])
     }
-    assert [bool(report and report.settings) for report in told] == [True, False, False]
+    assert [bool(report and report.settings) for report in told] == [True, False]
     central.status = 503
     with pytest.raises(Exception, match="503"):
         running.refresh()
