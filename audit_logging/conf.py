@@ -183,6 +183,12 @@ class LoggingSettings(AppSettings):
         (),
         "Further names, beside the built-in list, whose values are redacted wherever they stand.",
     )
+    FINGERPRINT_KEY_PATH: Path | None = option(
+        None,
+        "File with the key for fingerprints of callers' tokens: at least 16 bytes, the same for "
+        "services whose fingerprints are to be compared. Read again when it changes. Empty: a key "
+        "derived from SECRET_KEY.",
+    )
     MAX_BODY_BYTES: int = option(
         512 * 1024,
         "A larger body is recorded by its size alone.",
@@ -250,7 +256,7 @@ class LoggingSettings(AppSettings):
     BROKER_TIMEOUT: float = option(
         1.0,
         "How long the background thread waits for the broker to accept a connection, and up to "
-        "three times that for its answer; with `DELIVERY = \"direct\"`, for the publisher.",
+        'three times that for its answer; with `DELIVERY = "direct"`, for the publisher.',
         unit="seconds",
         minimum=0.05,
     )

@@ -22,11 +22,15 @@ from django.urls import resolve
 from .capture import Exchange
 from .conf import LoggingSettings
 from .content import UNKNOWN_TYPE, Body, is_recordable, media_label
+from .fingerprint import Fingerprints
 from .redaction import MASK, Redactor
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$")
 _ROUTE_CONVERTER = re.compile(r"<(?:[\w.]+:)?(\w+)>")
 _ROUTE_GROUP = re.compile(r"\(\?P<(\w+)>(?:[^()]|\([^()]*\))*\)")
+
+# What the publisher refuses in what people filter by: nobody's request is to be refused for it.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 #: The endpoint of a request that no route matched. Its path would make endless endpoints.
 UNMATCHED = "unmatched"
@@ -71,6 +75,7 @@ class AuditEvent:
     response_body_state: str = "full"
     producer_epoch: str | None = None
     seq: int | None = None
+    token_fingerprint: str | None = None
 
     def to_json(self) -> str:
         """Return the JSON form, on one line, valid as UTF-8."""
@@ -104,6 +109,7 @@ class EventBuilder:
         self._service = conf.SERVICE_NAME or "unnamed-service"
         self._headers = _header_keys(tuple(conf.HEADERS))
         self._redactors: dict[int, Redactor] = {}
+        self._fingerprints = Fingerprints(conf.FINGERPRINT_KEY_PATH)
 
     def build(self, exchange: Exchange) -> AuditEvent:
         """Return the event of one exchange; its bodies fit MAX_EVENT_BYTES once encoded."""
@@ -122,7 +128,7 @@ class EventBuilder:
             service_name=self._service,
             endpoint_name=endpoint_name(exchange.route),
             path=_clip(f"{path}?{query}" if query else path, _MAX_PATH),
-            method=(exchange.method or "")[:32].upper(),
+            method=_CONTROL.sub("\ufffd", (exchange.method or "")[:32].upper()) or "UNKNOWN",
             response_code=exchange.status,
             request_ts=round(exchange.started, 6),
             response_ts=round(exchange.started + exchange.duration, 6),
@@ -133,7 +139,7 @@ class EventBuilder:
             trace_id=traceparent.group(1) if traceparent else None,
             consumer_id=_header(meta, redactor, "HTTP_WM_CONSUMER.ID", "HTTP_WM_CONSUMER_ID"),
             site_id=_header(meta, redactor, "HTTP_WM_SITE_ID"),
-            user=exchange.user,
+            user=exchange.user and redactor.header(exchange.user)[:_MAX_NAME],
             outcome=exchange.outcome,
             request_size=exchange.request_size,
             response_size=exchange.response_size,
@@ -141,6 +147,7 @@ class EventBuilder:
             response_body_state=response_body.state,
             producer_epoch=exchange.producer_epoch,
             seq=exchange.seq,
+            token_fingerprint=self._fingerprints.of(meta),
         )
 
     def encode(self, event: AuditEvent) -> str:
@@ -307,7 +314,7 @@ def _header(meta: dict[str, Any], redactor: Redactor, *keys: str) -> str | None:
     for key in keys:
         value = meta.get(key)
         if isinstance(value, str) and value.strip():
-            return redactor.header(_text(value.strip()))[:_MAX_NAME]
+            return _CONTROL.sub("\ufffd", redactor.header(_text(value.strip()))[:_MAX_NAME])
     return None
 
 

@@ -62,6 +62,7 @@ class LogEvent(msgspec.Struct, gc=False, weakref=False):
     response_body_state: BodyState | None = None
     producer_epoch: _Id | None = None
     seq: _Size | None = None
+    token_fingerprint: _Id | None = None
 
 
 _decoder = msgspec.json.Decoder(LogEvent)

@@ -41,6 +41,7 @@ def make_event(**overrides: Any) -> dict[str, Any]:
         "response_body_state": "full",
         "producer_epoch": "5c1d0d0e",
         "seq": 0,
+        "token_fingerprint": "bearer:9f86d081884c7d65",
         **overrides,
     }
 

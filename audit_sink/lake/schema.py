@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Grows when the columns change; stands in each file's footer.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Columns whose values repeat enough for a dictionary to pay.
 DICTIONARY = (
@@ -27,6 +27,7 @@ DICTIONARY = (
     "request_body_state",
     "response_body_state",
     "producer_epoch",
+    "token_fingerprint",
     "headers.key_value.key",
     "headers.key_value.value",
 )

@@ -18,6 +18,7 @@ from audit_logging.conf import LoggingSettings
 from audit_logging.event import UNMATCHED, EventBuilder, endpoint_name
 from audit_logging.policy import Decision
 from audit_logging.sensitive import MASK
+from audit_publisher.serializers import parse_event
 
 urlpatterns = [path("otp/<int:otp>/", RedirectView.as_view(url="/"))]
 
@@ -215,3 +216,32 @@ def test_an_event_built_twice_has_one_id(options: Callable[..., LoggingSettings]
     assert EventBuilder(options()).build(made).request_id == first.request_id
     made.seq += 1
     assert EventBuilder(options()).build(made).request_id != first.request_id
+
+
+def test_who_called_is_what_the_headers_and_the_service_say(options: Options) -> None:
+    made = exchange(**{"HTTP_WM_CONSUMER.ID": " acme ", "HTTP_WM_SITE_ID": "1704989259133687000"})
+    made.user = "bob@example.com"
+    event = EventBuilder(options()).build(made)
+    assert (event.consumer_id, event.site_id) == ("acme", "1704989259133687000")
+    assert event.user == "bob@example.com"
+    # Servers that drop names with dots pass this spelling.
+    event = EventBuilder(options()).build(exchange(HTTP_WM_CONSUMER_ID="acme"))
+    assert (event.consumer_id, event.site_id, event.user) == ("acme", None, None)
+
+
+@pytest.mark.parametrize("character", ["\t", "\x7f", "\x85", "\u2028", "\u202e", "\u2069"])
+def test_no_caller_can_have_its_requests_refused_by_the_publisher(
+    options: Options, character: str
+) -> None:
+    odd = f"a{character}b".encode().decode("latin-1")
+    made = exchange(**{"HTTP_WM_CONSUMER.ID": odd, "HTTP_WM_SITE_ID": odd})
+    made.method = f"G{character}T"
+    builder = EventBuilder(options())
+    event = parse_event(builder.encode(builder.build(made)).encode())
+    assert (event.consumer_id, event.site_id, event.method) == ("a\ufffdb", "a\ufffdb", "G\ufffdT")
+
+
+def test_a_token_that_is_a_user_s_name_is_not_told(options: Options) -> None:
+    made = exchange()
+    made.user = "ghp_abcdefghij0123456789"
+    assert EventBuilder(options()).build(made).user == MASK

@@ -11,6 +11,7 @@ import pytest
 
 from audit_sink.ingest.decode import decode
 from audit_sink.ingest.writer import Part, encode, same_rows
+from audit_sink.lake.schema import SCHEMA_VERSION
 
 from .test_decode import body, record, schema_of
 
@@ -50,7 +51,7 @@ def test_rows_lie_by_consumer_then_time() -> None:
 def test_the_file_describes_itself() -> None:
     (part,) = parts(table(), level=3)
     file = pq.ParquetFile(pa.BufferReader(part.data))
-    assert file.schema_arrow.metadata[b"audit.schema_version"] == b"1"
+    assert file.schema_arrow.metadata[b"audit.schema_version"] == str(SCHEMA_VERSION).encode()
     assert file.schema_arrow.metadata[b"audit.sink"] == b"US"
     group = file.metadata.row_group(0)
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
@@ -73,3 +74,17 @@ def test_other_rows_are_not_the_same() -> None:
     assert same_rows(one.data, weaker.data)
     assert not same_rows(one.data, other.data)
     assert not same_rows(one.data, b"no parquet")
+
+
+def test_a_file_of_a_version_with_fewer_columns_holds_the_same_rows() -> None:
+    (one,), (other,) = parts(table()), parts(table(49))
+    sink = pa.BufferOutputStream()
+    rows = pq.read_table(pa.BufferReader(one.data))
+    pq.write_table(rows.drop_columns(["token_fingerprint"]), sink)
+    older = sink.getvalue().to_pybytes()
+    assert same_rows(older, one.data)
+    assert same_rows(one.data, older)
+    assert not same_rows(older, other.data)
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.drop_columns(["seq"]).append_column("x", rows["seq"]), sink)
+    assert not same_rows(sink.getvalue().to_pybytes(), one.data)
