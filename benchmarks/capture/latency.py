@@ -20,7 +20,11 @@ _BLOCK = 250
 
 @dataclass(frozen=True)
 class Added:
-    """Nanoseconds that a recorder adds to a request; `bare` is the service without it."""
+    """Nanoseconds that a recorder adds to a request; `bare` is the service without it.
+
+    `hot` is the median when requests follow each other at once, and find the processor's caches
+    as the one before left them; all else is with callers that pause.
+    """
 
     contender: str
     bodies: bool
@@ -29,6 +33,7 @@ class Added:
     median: Figure
     p99: Figure
     cpu: Figure
+    hot: Figure
     bare_median: Figure
     bare_p99: Figure
 
@@ -80,7 +85,7 @@ def measure(
 
 
 def _round(both: tuple[Process, Process], requests: int, pause: float, number: int) -> list[float]:
-    """One round: what was added at the median, p99, and of CPU; and the bare service's own."""
+    """One round: what was added, in the order of :class:`Added`."""
     wall: tuple[list[float], list[float]] = ([], [])
     cpu: tuple[list[float], list[float]] = ([], [])
     for block in range(max(1, requests // _BLOCK)):
@@ -90,6 +95,9 @@ def _round(both: tuple[Process, Process], requests: int, pause: float, number: i
             )
             wall[which].extend(answer["wall"])
             cpu[which].extend(answer["cpu"])
+    hot: tuple[list[float], list[float]] = ([], [])
+    for which in (0, 1, 1, 0):
+        hot[which].extend(both[which].tell("paced", requests=100, pause=0, seed=0)["wall"])
     median = [quantile(values, 0.5) for values in wall]
     p99 = [quantile(values, 0.99) for values in wall]
     cost = [quantile(values, 0.5) for values in cpu]
@@ -97,6 +105,7 @@ def _round(both: tuple[Process, Process], requests: int, pause: float, number: i
         median[1] - median[0],
         p99[1] - p99[0],
         cost[1] - cost[0],
+        quantile(hot[1], 0.5) - quantile(hot[0], 0.5),
         median[0],
         p99[0],
     ]

@@ -32,6 +32,7 @@ def _latency(found: Sequence[Any]) -> Any:
             each.median.text(_FROM_NANO, 0, "+"),
             each.p99.text(_FROM_NANO, 0, "+"),
             each.cpu.text(_FROM_NANO, 0, "+"),
+            each.hot.text(_FROM_NANO, 0, "+"),
             each.bare_median.text(_FROM_NANO),
             each.bare_p99.text(_FROM_NANO),
         )
@@ -43,6 +44,7 @@ def _latency(found: Sequence[Any]) -> Any:
         "added, median",
         "added, p99",
         "added CPU of the request's thread",
+        "added back to back, median",
         "bare, median",
         "bare, p99",
     )

@@ -68,7 +68,8 @@ class Sync:
         """Make a request after each of `pauses` (seconds)."""
         taken = []
         for pause in pauses:
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
             taken.append(self.call())
         return taken
 
@@ -143,7 +144,8 @@ class Async:
         async def all_of_them() -> list[tuple[int, int]]:
             taken = []
             for pause in pauses:
-                await asyncio.sleep(pause)
+                if pause:
+                    await asyncio.sleep(pause)
                 taken.append(await self._call())
             return taken
 
@@ -177,7 +179,7 @@ class Worker:
     def paced(self, requests: int, pause: float, seed: int) -> Any:
         """Requests at random times, `pause` seconds apart on average."""
         dice = random.Random(seed)
-        pauses = [min(dice.expovariate(1 / pause), _LONGEST_PAUSE * pause) for _ in range(requests)]
+        pauses = [min(dice.expovariate(1.0), _LONGEST_PAUSE) * pause for _ in range(requests)]
         began = time.process_time_ns()
         taken = self._caller.paced(pauses)
         return {
