@@ -31,6 +31,7 @@ class Said:
     :ivar asgi: what it says besides behind an ASGI server, where Django has the whole body before
         anybody asks for it.
     :ivar wsgi: what it says besides behind a WSGI server.
+    :ivar uwsgi: what it says besides behind uWSGI, which offers no moment to read what is left.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Said:
     record: dict[str, Any] = field(default_factory=dict)
     asgi: dict[str, Any] = field(default_factory=dict)
     wsgi: dict[str, Any] = field(default_factory=dict)
+    uwsgi: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name
@@ -55,12 +57,13 @@ def _say(
     record: dict[str, Any] | None = None,
     asgi: dict[str, Any] | None = None,
     wsgi: dict[str, Any] | None = None,
+    uwsgi: dict[str, Any] | None = None,
     **how: Any,
 ) -> None:
     glue = "&" if "?" in target else "?"
     sent = message(method, f"{target}{glue}case={name}", body, **how)
     wanted = {"endpoint_name": target.partition("?")[0].strip("/"), **(record or {})}
-    _said.append(Said(name, sent, wanted, asgi or {}, wsgi or {}))
+    _said.append(Said(name, sent, wanted, asgi or {}, wsgi or {}, uwsgi or {}))
 
 
 FULL = {"request_body": DOCUMENT.decode(), "request_body_state": "full"}
@@ -72,9 +75,14 @@ UNREAD = {
 
 # -- bodies, read in every way -----------------------------------------------------------------
 
-#: What a WSGI server's connection still holds when the view is done; nobody reads it for us.
-_TAKEN = {"request_body_state": "truncated"}
-_LEFT = {"never": UNREAD, "half": _TAKEN, "read+then+body": _TAKEN}
+#: What the connection still holds when the view is done, and nobody reads.
+_LEFT = {"never": UNREAD} | {
+    how: {
+        "request_body_state": "truncated",
+        "request_body": f"[read in part: {JSON}, {size} of {len(DOCUMENT)} bytes]",
+    }
+    for how, size in (("half", 10), ("read+then+body", 1))
+}
 
 for _view in ("echo", "echo-async"):
     for _how in ("body", "read", "pieces", "lines", "half", "never", "read+then+body"):
@@ -87,7 +95,8 @@ for _view in ("echo", "echo-async"):
             content_type=JSON,
             record=SIZED,
             asgi=FULL,
-            wsgi=_LEFT.get(_how, FULL),
+            wsgi=FULL,
+            uwsgi=_LEFT.get(_how),
         )
     _say(
         f"{_view}-chunked",
@@ -199,7 +208,8 @@ _say(
     DOCUMENT,
     content_type=JSON,
     record={"endpoint_name": "unmatched", "error_reason": "no key given"} | SIZED,
-    wsgi=UNREAD,
+    wsgi=FULL,
+    uwsgi=UNREAD,
     asgi=FULL,
 )
 _say(
@@ -314,19 +324,19 @@ def _multipart(*parts: tuple[str, str | None, bytes]) -> bytes:
     return lines + f"--{BOUNDARY}--\r\n".encode()
 
 
-_FILES = _multipart(
+FILES = _multipart(
     ("field", None, b"value"),
     ("one", "a.txt", b"small"),
     ("several", "b.txt", b"b" * 9_000),
     ("several", "c.txt", b"c" * 30_000),
 )
-_SUMMARY = {"request_body_state": "omitted_binary", "request_size": len(_FILES)}
+_SUMMARY = {"request_body_state": "omitted_binary", "request_size": len(FILES)}
 for _with in ("", "memory", "temporary", "counting", "stopping", "skipping"):
     _say(
         f"upload-{_with or 'default'}",
         "POST",
         f"/upload?with={_with}",
-        _FILES,
+        FILES,
         content_type=MULTIPART,
         record=_SUMMARY,
     )
@@ -335,10 +345,10 @@ _say(
     "POST",
     "/upload",
     content_type=MULTIPART,
-    chunks=[_FILES[:1000], _FILES[1000:]],
+    chunks=[FILES[:1000], FILES[1000:]],
 )
-_say("upload-cut-short", "POST", "/upload", _FILES[:500], content_type=MULTIPART)
-_say("upload-read-raw", "POST", "/echo?how=pieces", _FILES[:700], content_type=MULTIPART)
+_say("upload-cut-short", "POST", "/upload", FILES[:500], content_type=MULTIPART)
+_say("upload-read-raw", "POST", "/echo?how=pieces", FILES[:700], content_type=MULTIPART)
 
 # -- several on one connection -----------------------------------------------------------------
 

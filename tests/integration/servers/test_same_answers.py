@@ -128,6 +128,8 @@ def _wrong(
                 body = gzip.decompress(body)
             wanted.setdefault("response_size", len(body))
     wanted.update(said.asgi if kind.asgi else said.wsgi)
+    if kind.program == "uwsgi":
+        wanted.update(said.uwsgi)
     return {name: (event[name], value) for name, value in wanted.items() if event[name] != value}
 
 

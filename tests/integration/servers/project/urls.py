@@ -16,6 +16,7 @@ urlpatterns = [
     path("stream", views.stream),
     path("stream-async", views.stream_async),
     path("file", views.file),
+    path("large-file", views.large_file),
     path("file-in-memory", views.file_in_memory),
     path("raises", views.raises),
     path("raises-async", views.raises_async),

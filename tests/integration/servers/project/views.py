@@ -95,6 +95,10 @@ def page(request: HttpRequest) -> JsonResponse:
     )
 
 
+#: Of a long stream, and of a large file: more than all the buffers between us and a client hold.
+MEGABYTES = 12
+
+
 def _closed(kind: str) -> None:
     # How far a server goes on with the body of an answer to HEAD is its own affair.
     if kind != "head":
@@ -107,7 +111,7 @@ def _parts(kind: str) -> Iterator[bytes]:
         if kind == "breaks":
             raise RuntimeError("the source broke")
         if kind == "long":
-            while True:
+            for _ in range(MEGABYTES * 16):
                 yield b"x" * 65536
         if kind == "waits":
             # Goes on until the caller is gone, which a sync server finds out by writing.
@@ -127,8 +131,9 @@ async def _parts_async(kind: str) -> AsyncIterator[bytes]:
             raise RuntimeError("the source broke")
         if kind == "waits":
             await asyncio.Event().wait()
-        while kind == "long":
-            yield b"x" * 65536
+        if kind == "long":
+            for _ in range(MEGABYTES * 16):
+                yield b"x" * 65536
         yield b"second,"
         yield b"third"
     finally:
@@ -154,6 +159,14 @@ def file(request: HttpRequest) -> FileResponse:
         fresh.write_bytes(b"sku;price\n" * 10_000)
         fresh.replace(path)
     return FileResponse(path.open("rb"), as_attachment=True)
+
+
+def large_file(request: HttpRequest) -> FileResponse:
+    """More than a connection's buffers take, so that a client can leave in the middle of it."""
+    path = Path(settings.ROOT) / "large"
+    if not path.exists():
+        path.write_bytes(b"l" * (MEGABYTES << 20))
+    return FileResponse(path.open("rb"))
 
 
 def file_in_memory(request: HttpRequest) -> FileResponse:
