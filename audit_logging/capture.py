@@ -165,9 +165,34 @@ class Exchange:
             # A user class of the service's own; the rest of the record stands without it.
             self.user = None
 
+    @property
+    def unread(self) -> bool:
+        """Whether there is a body that would be recorded, and the service did not read it all."""
+        watched = self._watched
+        return watched is not None and watched.size != self.request_size and not watched.broken
+
+    def read_rest(self) -> None:
+        """Read what the service left unread; it may raise what reading raises."""
+        watched = self._watched
+        if watched is None:
+            return
+        taken, whole = watched.size, self.request_size or 0
+        try:
+            while watched.size < whole and watched.read(min(1 << 16, whole - watched.size)):
+                pass
+        finally:
+            if watched.size < whole:
+                # The caller did not send it all: what the service itself took is what counts.
+                watched.size = taken
+
+    def stop_clock(self) -> None:
+        """The answer is there, and what is still to be done is none of the service's time."""
+        if not self.duration:
+            self.duration = time.perf_counter() - self.started_monotonic
+
     def ended(self) -> None:
         """The interaction is over: stop its clock, and take what was read of the body by now."""
-        self.duration = time.perf_counter() - self.started_monotonic
+        self.stop_clock()
         watched = self._watched
         if watched is not None:
             self._watched = None
@@ -185,23 +210,33 @@ class Watched:
     """A request's stream that keeps what is read from it; everything else about it is as it was.
 
     :ivar size: bytes read so far.
+    :ivar broken: whether reading failed.
     """
 
-    __slots__ = ("_content", "_stream", "size")
+    __slots__ = ("_content", "_stream", "broken", "size")
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         # Most bodies are read at once: that piece is kept as it is, and only further ones copied.
         self._content: bytes | bytearray = b""
+        self.broken = False
         self.size = 0
 
     def read(self, *args: Any, **kwargs: Any) -> bytes:
         """Read as the stream does, its errors included."""
-        return self._saw(self._stream.read(*args, **kwargs))
+        try:
+            return self._saw(self._stream.read(*args, **kwargs))
+        except BaseException:
+            self.broken = True
+            raise
 
     def readline(self, *args: Any, **kwargs: Any) -> bytes:
         """Read a line as the stream does, its errors included."""
-        return self._saw(self._stream.readline(*args, **kwargs))
+        try:
+            return self._saw(self._stream.readline(*args, **kwargs))
+        except BaseException:
+            self.broken = True
+            raise
 
     def _saw(self, piece: bytes) -> bytes:
         if piece:

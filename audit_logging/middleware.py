@@ -25,12 +25,13 @@ from .flags import in_force
 from .policy import Policy
 from .tracing import traceparent_of
 from .transport import get_transport
+from .unread import take, when_to_take
 
 logger = logging.getLogger(__name__)
 
 _reported: set[str] = set()
 #: Streams that nobody closed; the next request records them.
-_given_up: deque[_Tee] = deque()
+_given_up: deque[_Pending] = deque()
 
 
 class AuditMiddleware:
@@ -154,6 +155,8 @@ class AuditMiddleware:
             # What was seen so far is recorded all the same.
             _internal_error("finish")
         exchange.added += perf_counter() - began
+        if exchange.unread and _wait_for_body(request, exchange, response):
+            return
         _submit(exchange)
 
 
@@ -170,6 +173,23 @@ def _submit(exchange: Exchange) -> None:
         except IndexError:
             break  # another thread was first
         given_up.close()
+
+
+def _wait_for_body(request: HttpRequest, exchange: Exchange, response: HttpResponseBase) -> bool:
+    """Take a body that the service did not read; return whether it is recorded later for that."""
+    try:
+        when = when_to_take(exchange, request.META)
+        if when == "now":
+            take(exchange)
+        if when != "at the end":
+            return False
+        exchange.stop_clock()
+        late = _Late(exchange, request.META.get("gunicorn.socket"))
+        response._resource_closers.append(late.close)
+    except Exception:
+        _internal_error("request body")
+        return False
+    return True
 
 
 def _watch_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
@@ -190,16 +210,54 @@ def _watch_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
     response._resource_closers.append(tee.close)
 
 
-class _Tee:
-    """Copies the beginning of a stream while it goes to the client."""
+class _Pending:
+    """An exchange that is recorded when its response is closed."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._closed = False
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        # A response that was given up between us and the server, and that nobody closed. The
+        # garbage collector may come round while this thread holds a lock that a submission takes.
+        if not self._closed and self._pid == os.getpid():
+            _given_up.append(self)
+
+    def close(self) -> None:
+        """The response has ended, in whichever way: record it, once."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._see_the_end()
+        except Exception:
+            _internal_error("close")
+        _submit(self._exchange)
+
+    def _see_the_end(self) -> None:
+        raise NotImplementedError
+
+
+class _Late(_Pending):
+    """Reads the body that the service did not, when the answer has been sent."""
+
+    def __init__(self, exchange: Exchange, socket: Any) -> None:
+        super().__init__(exchange)
+        self._socket = socket
+
+    def _see_the_end(self) -> None:
+        take(self._exchange, self._socket)
+
+
+class _Tee(_Pending):
+    """Copies the beginning of a stream while it goes to the client."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange)
         self._chunks: list[bytes] = []
         self._kept = 0
         self._size = 0
-        self._closed = False
-        self._pid = os.getpid()
         self.complete = False
 
     def iterate(self, stream: Iterator[bytes]) -> Iterator[bytes]:
@@ -240,28 +298,14 @@ class _Tee:
         # Behind an ASGI server Django closes no response whose stream broke.
         self.close()
 
-    def __del__(self) -> None:
-        # A response that was given up between us and the server, and that nobody closed. The
-        # garbage collector may come round while this thread holds a lock that a submission takes.
-        if not self._closed and self._pid == os.getpid():
-            _given_up.append(self)
-
-    def close(self) -> None:
-        """The stream has ended, in whichever way: record it, once."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            exchange = self._exchange
-            if not exchange.response_is_file:
-                exchange.response_size = self._size
-                exchange.response_body = b"".join(self._chunks)
-                exchange.response_truncated = self._size > self._kept or not self.complete
-            if not self.complete and exchange.outcome == "completed":
-                exchange.outcome = "disconnected"
-        except Exception:
-            _internal_error("stream")
-        _submit(exchange)
+    def _see_the_end(self) -> None:
+        exchange = self._exchange
+        if not exchange.response_is_file:
+            exchange.response_size = self._size
+            exchange.response_body = b"".join(self._chunks)
+            exchange.response_truncated = self._size > self._kept or not self.complete
+        if not self.complete and exchange.outcome == "completed":
+            exchange.outcome = "disconnected"
 
 
 def _internal_error(place: str) -> None:

@@ -140,11 +140,8 @@ def test_the_view_reads_what_was_sent(events: Events, how: str, url: str) -> Non
     assert response.content == (b"never read" if how == "never" else BODY)
     (event,) = events
     assert event.request_size == len(BODY)
-    if how == "never":
-        assert event.request_body == f"[not read: application/json, {len(BODY)} bytes]"
-        assert event.request_body_state == "omitted_parse"
-    else:
-        assert (event.request_body, event.request_body_state) == (BODY.decode(), "full")
+    # What the view did not read, and is there, is read after it.
+    assert (event.request_body, event.request_body_state) == (BODY.decode(), "full")
 
 
 class Watching(io.BytesIO):
@@ -159,38 +156,93 @@ class Watching(io.BytesIO):
         return super().read(*args)
 
 
-@pytest.mark.parametrize(
-    ("how", "state"),
-    [
-        ("never", "omitted_parse"),
-        ("half", "truncated"),
-        ("body", "full"),
-        ("chunks", "full"),
-        ("post", "omitted_parse"),
-    ],
-)
-def test_the_connection_is_read_as_without_us(
-    events: Events, audited: Any, how: str, state: str
+class Line(io.RawIOBase):
+    """The input of a server that is not known to us."""
+
+    def __init__(self, connection: Watching) -> None:
+        super().__init__()
+        self.read = connection.read  # type: ignore[assignment]
+        self.readline = connection.readline  # type: ignore[assignment]
+
+
+class Socket:
+    """A connection's socket, as far as waiting goes."""
+
+    def __init__(self) -> None:
+        self.timeout: float | None = 30.0
+        self.patience: list[float | None] = []
+
+    def gettimeout(self) -> float | None:
+        return self.timeout
+
+    def settimeout(self, timeout: float | None) -> None:
+        self.patience.append(timeout)
+        self.timeout = timeout
+
+
+HOW = ["never", "half", "body", "chunks", "post"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("server", ["in memory", "gunicorn", "another", "asked first"])
+def test_the_connection_is_read_as_without_us_until_the_answer_is_there(
+    events: Events, audited: Any, how: str, server: str
 ) -> None:
     """Reading waits for the caller: a service that answers without does not wait."""
+    socket = Socket()
 
-    def reads() -> list[int]:
+    def reads() -> tuple[list[int], list[int]]:
         connection = Watching(BODY)
         environ = RequestFactory().post(
             f"/echo?how={how}", data=BODY, content_type="application/json"
-        ).environ | {"wsgi.input": connection}
+        ).environ | {"wsgi.input": connection if server == "in memory" else Line(connection)}
+        if server == "gunicorn":
+            environ["gunicorn.socket"] = socket
+        if server == "asked first":
+            environ |= {"gunicorn.socket": socket, "HTTP_EXPECT": "100-continue"}
         response = WSGIHandler()(environ, lambda status, headers: None)
         b"".join(response)
+        before = list(connection.reads)
         response.close()
-        return connection.reads
+        return before, connection.reads
 
-    with_us = reads()
+    before, after = reads()
     audited.MIDDLEWARE = []
-    assert with_us == reads()
+    _, bare = reads()
+    assert (before[: len(bare)] if server == "in memory" else before) == bare
     (event,) = events
-    assert event.request_body_state == state
-    if how == "half":
+    if server in ("in memory", "gunicorn"):
+        assert (event.request_body, event.request_body_state) == (BODY.decode(), "full")
+    elif how in ("never", "post"):
+        assert event.request_body == f"[not read: application/json, {len(BODY)} bytes]"
+    elif how == "half":
         assert event.request_body == f"[read in part: application/json, 10 of {len(BODY)} bytes]"
+        assert event.request_body_state == "truncated"
+    if server in ("another", "asked first"):
+        assert after == bare
+    # A worker is not held for long by one who does not send, and the socket is left as it was.
+    assert socket.patience in ([], [0.1, 30.0])
+    assert bool(socket.patience) == (server == "gunicorn" and how in ("never", "half", "post"))
+
+
+def test_a_caller_that_does_not_send_is_not_waited_for(events: Events, audited: Any) -> None:
+    class Silent:
+        def read(self, *args: Any) -> bytes:
+            raise TimeoutError("timed out")
+
+        readline = read
+
+    environ = RequestFactory().post(
+        "/echo?how=never", data=BODY, content_type="application/json"
+    ).environ | {"wsgi.input": Silent(), "gunicorn.socket": Socket()}
+    response = WSGIHandler()(environ, lambda status, headers: None)
+    assert b"".join(response) == b"never read"
+    assert not events
+    response.close()
+    response.close()
+    (event,) = events
+    assert event.request_body == f"[not read: application/json, {len(BODY)} bytes]"
+    assert event.outcome == "completed"
 
 
 def test_a_body_that_another_middleware_put_in_its_place(events: Events, audited: Any) -> None:
