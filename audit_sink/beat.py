@@ -38,5 +38,6 @@ def make_schedule(*, using: str = "default", **kwargs: Any) -> None:
             name="Sink: keep the ledger small",
             task="audit_sink.prune",
             crontab=nightly,
-            description="Forgets request ids after AUDIT_SINK_DEDUP_DAYS, merges empty batches.",
+            description="Forgets request ids after AUDIT_SINK_DEDUP_DAYS and capture processes "
+            "after AUDIT_SINK_PRODUCER_DAYS, merges empty batches.",
         )

@@ -147,6 +147,13 @@ class SinkSettings(AppSettings):
         unit="days",
         minimum=0,
     )
+    PRODUCER_DAYS: float = option(
+        90.0,
+        "How long a capture process is remembered after it was last heard of; what an older one "
+        "lost at its end cannot be named any more.",
+        unit="days",
+        minimum=1,
+    )
     QUERY_MEMORY_BYTES: int = option(
         1 << 30, "Memory that one query may use.", unit="bytes", minimum=64 << 20
     )

@@ -23,8 +23,9 @@ def ingest(sink: str, region: str, topic: str, partition: int) -> str:
 
 @shared_task(name="audit_sink.prune", ignore_result=True)
 def prune() -> int:
-    """Keep the ledger small: old request_ids, batches without a record; return rows removed."""
+    """Keep the ledger small: old request_ids and producers, batches without a record; return rows
+    removed."""
     from .ingest.dedup import prune as prune_seen
-    from .ingest.upkeep import merge_idle
+    from .ingest.upkeep import merge_idle, prune_producers
 
-    return prune_seen() + merge_idle()
+    return prune_seen() + prune_producers() + merge_idle()

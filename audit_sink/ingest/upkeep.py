@@ -11,8 +11,9 @@ from django.db import transaction
 from audit_publisher.eventlog import get_region
 
 from .. import metrics
+from ..conf import conf
 from ..exceptions import RangeUnavailable
-from ..models import Batch, DeadLetter, Lane, SeenRequest
+from ..models import Batch, DeadLetter, Lane, Producer, SeenRequest
 from . import Clock
 from .claims import last_batch, take_over
 
@@ -93,6 +94,12 @@ def _give_up(batch: Batch, low: int, now: float) -> None:
 
 def _when(now: float) -> datetime:
     return datetime.fromtimestamp(now, UTC)
+
+
+def prune_producers(*, clock: Clock = time.time) -> int:
+    """Forget capture processes not heard of for PRODUCER_DAYS; return how many."""
+    cutoff = _when(clock()) - timedelta(days=conf.PRODUCER_DAYS)
+    return Producer.objects.filter(last_at__lt=cutoff).delete()[0]
 
 
 def merge_idle(*, clock: Clock = time.time) -> int:

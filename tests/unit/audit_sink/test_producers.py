@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
 
@@ -21,11 +22,13 @@ from audit_publisher.testing import make_producer_record
 from audit_sink import metrics
 from audit_sink.failpoints import armed
 from audit_sink.ingest.schedule import lanes
+from audit_sink.ingest.upkeep import prune_producers
 from audit_sink.lake.ledger import ledger_problems
 from audit_sink.models import UNROUTABLE, Batch, DeadLetter, Producer, Site
 from audit_sink.query import completeness as module
 from audit_sink.query.completeness import Numbers, completeness
 from audit_sink.query.engine import query
+from audit_sink.tasks import prune
 
 from .conftest import World
 
@@ -144,6 +147,21 @@ def test_records_wait_for_a_paused_site(world: World, us: Site) -> None:
     us.save()
     world.ingest()
     assert Producer.objects.get().seq == 7
+
+
+def test_producers_are_forgotten_long_after_they_were_last_heard_of(world: World) -> None:
+    say(world, producer_epoch="old", seq=7)
+    world.clock.advance(89 * 86_400)
+    say(world, producer_epoch="new", seq=7)
+    world.ingest()
+    assert prune_producers(clock=world.clock) == 0
+    world.clock.advance(2 * 86_400)
+    assert prune_producers(clock=world.clock) == 1
+    assert Producer.objects.get().epoch == "new"
+    # By the task that beat starts every night.
+    Producer.objects.update(last_at=datetime.fromtimestamp(0, UTC))
+    prune()
+    assert not Producer.objects.exists()
 
 
 # -- what is missing ------------------------------------------------------------------------------
