@@ -18,9 +18,11 @@ from .conf import LoggingSettings
 from .exceptions import SpoolError
 from .gauges import SpoolGauges
 from .outcome import Refusal
+from .seldom import Seldom
 from .spool import DurableQueue, Record, StoredRecord
 
 logger = logging.getLogger(__name__)
+_seldom = Seldom(logger)
 
 #: The stream of the file.
 DEAD_STREAM = "dead-letters"
@@ -45,7 +47,8 @@ def bury(file: DurableQueue, refused: Sequence[Refusal]) -> None:
     file.append(DEAD_STREAM, [_record(refusal) for refusal in refused])
     metrics.dead_lettered.inc(sum(refusal.events for refusal in refused))
     measure(file)
-    logger.error(
+    _seldom.say(
+        logging.ERROR,
         "%s events are refused for good and kept as dead letters: %s",
         sum(refusal.events for refusal in refused),
         refused[0].reason,

@@ -32,6 +32,7 @@ from .exceptions import (
 from .gauges import SpoolGauges
 from .outcome import Delivered, Refusal, Target
 from .publisher_client import BATCH_PATH, Publisher
+from .seldom import Seldom
 from .spool import DurableQueue, Record, StoredRecord
 
 __all__ = [
@@ -91,6 +92,7 @@ class Deliverer:
         )
         self.dead_letters = dead_letter_file.open_file(options)
         self.breaker = Breaker(to="publisher")
+        self._seldom = Seldom(logger)
         self._gauges = SpoolGauges(self.spool, RETRY_STREAM, "delivery")
         self._drain = Loop(self.drain_step, name="audit-delivery-drain")
         self._letters = Loop(self._letters_step, name="audit-dead-letters")
@@ -132,10 +134,10 @@ class Deliverer:
                     self._sleep(max(self._pause(attempt), asked))
                     continue
                 self.breaker.failed(error.retry_after)
-                logger.warning("deliveries are spooled: %s", error)
+                self._seldom.say(logging.WARNING, "deliveries are spooled: %s", error)
                 break
             except Declined as error:
-                logger.warning("%s events are not taken, and spooled: %s", batch.count, error)
+                self._say_declined(batch, error)
                 break
             self.breaker.succeeded()
             if not again:
@@ -155,11 +157,16 @@ class Deliverer:
             again = self._send(batch)
         except Declined as error:
             # Here and not with the caller: this spool finds the event at fault.
-            logger.warning("%s events are not taken, and spooled: %s", batch.count, error)
+            self._say_declined(batch, error)
             self._keep(batch)
             return
         if again:
             self._keep(Batch.of(again))
+
+    def _say_declined(self, batch: Batch, error: Declined) -> None:
+        self._seldom.say(
+            logging.WARNING, "%s events are not taken, and spooled: %s", batch.count, error
+        )
 
     @staticmethod
     def _pause(attempt: int) -> float:
@@ -213,7 +220,7 @@ class Deliverer:
             # To wait for room would hold up every good event behind these.
             lost = sum(refusal.events for refusal in refused)
             metrics.rejected.inc(lost, reason="dead_letters_full")
-            logger.error("%s events are LOST, refused for good: %s", lost, error)
+            self._seldom.say(logging.ERROR, "%s events are LOST, refused for good: %s", lost, error)
         self.start()
 
     # -- in the background ------------------------------------------------------------------
@@ -294,7 +301,12 @@ class Deliverer:
             self.spool.settle(RETRY_STREAM, [record])
             return
         except SpoolFull as full:
-            logger.warning("%s events that are not taken stay in the spool: %s", batch.count, full)
+            self._seldom.say(
+                logging.WARNING,
+                "%s events that are not taken stay in the spool: %s",
+                batch.count,
+                full,
+            )
         self.spool.release(RETRY_STREAM, [record], self._delay(record))
 
     def _split(self, record: StoredRecord, lines: list[str]) -> None:
