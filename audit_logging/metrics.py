@@ -284,10 +284,18 @@ spooled = Counter(
     ("reason",),
 )
 replayed = Counter(
-    "audit_log_replayed_total", "Events taken from a local spool and handed on.", ("spool",)
+    "audit_log_replayed_total",
+    "Events taken from a local spool and handed on: capture (to the broker), delivery (to the "
+    "publisher). Follows audit_log_spooled_total after an outage; flat while audit_log_spool_bytes "
+    "is not 0: nobody replays, start the service or a worker on that host.",
+    ("spool",),
 )
 delivered = Counter(
-    "audit_log_delivered_total", "Events the publisher acknowledged as durable.", ("status",)
+    "audit_log_delivered_total",
+    "Events the publisher acknowledged as durable, by where they are: published (in the event "
+    "log), spooled (on the publisher's disk: look at its regions). Flat while events are queued: "
+    "no worker runs (manage.py audit_worker), or it cannot deliver.",
+    ("status",),
 )
 dead_lettered = Counter(
     "audit_log_dead_lettered_total",

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from audit_logging import metrics, monitoring
 from audit_logging.metric_files import Counts, Files
+from config import docs
 
 urlpatterns = [path("metrics", monitoring.metrics_view)]
 
@@ -310,3 +311,26 @@ def test_counts_are_read_as_they_were_written() -> None:
     counts.gauges["b"] = {("x",): (3.0, 4.0)}
     counts.histograms["c"] = ([1, 2], 0.5)
     assert vars(Counts.load(counts.dump())) == vars(counts)
+
+
+# -- documentation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tier", ["audit_logging", "audit_publisher", "audit_sink"])
+def test_every_metric_is_on_the_page_with_what_to_do(tier: str) -> None:
+    page = (docs.DOCS / "metrics.md").read_text()
+    found = docs.metrics_of(tier)
+    assert len(found) > 10
+    for name, _, _, help_text in found:
+        assert f"| `{name}" in page, "Run: make docs"
+        assert help_text.endswith((".", ")"))
+        assert len(help_text) > 30
+
+
+def test_no_name_is_used_twice() -> None:
+    names = [
+        name
+        for tier in ("audit_logging", "audit_publisher", "audit_sink")
+        for name, *_ in docs.metrics_of(tier)
+    ]
+    assert len(set(names)) == len(names)
