@@ -10,6 +10,7 @@ from .catalogue import CHECKS, Entry
 from .configuration import (
     MIDDLEWARE,
     check_delivery,
+    check_fingerprints,
     check_key,
     check_middleware,
     check_options,
@@ -34,6 +35,7 @@ __all__ = [
     "check_broker",
     "check_compression",
     "check_delivery",
+    "check_fingerprints",
     "check_folder",
     "check_key",
     "check_metrics",

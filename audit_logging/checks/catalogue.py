@@ -157,6 +157,20 @@ CHECKS = (
         "False.",
     ),
     Entry(
+        "E018",
+        "The key of fingerprints cannot be used",
+        "It is not there, cannot be read, or holds fewer than 16 bytes. Events do not tell which "
+        "token a caller came with.",
+        "AUDIT_LOGGING FINGERPRINT_KEY_PATH must name a file that the process's user can read: "
+        "openssl rand -hex 32 > fingerprint.key. Or leave it empty.",
+    ),
+    Entry(
+        "E019",
+        "Workers can have no number of processes",
+        "manage.py audit_worker does not start.",
+        "Set AUDIT_LOGGING WORKERS_MAX to WORKERS_MIN or more.",
+    ),
+    Entry(
         "W001",
         "Deliveries are not signed",
         "A publisher that enforces signatures refuses them; one that does not believes anybody.",
@@ -187,8 +201,9 @@ CHECKS = (
     ),
     Entry(
         "W005",
-        "The private key can be read by everybody on the host",
-        "Whoever copies it can deliver events in this service's name.",
+        "A key can be read by everybody on the host",
+        "Whoever copies the private key can deliver events in this service's name; whoever copies "
+        "the key of fingerprints can try out tokens.",
         "chmod 600 the file, or mount the secret with a defaultMode of 0400 or 0440.",
     ),
     Entry(

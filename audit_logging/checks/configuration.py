@@ -9,6 +9,7 @@ from pathlib import Path
 from django.core.checks import CheckMessage
 
 from ..conf import conf
+from ..fingerprint import SHORTEST_KEY
 from .catalogue import found
 from .registering import MIDDLEWARE, app_installed, check, middleware, positions
 
@@ -159,8 +160,7 @@ def _check_key_file(path: Path) -> Iterator[CheckMessage]:
     except OSError as error:
         yield found("E003", f"PRIVATE_KEY_PATH: {error.strerror or error}: {path}")
         return
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        yield found("W005", f"PRIVATE_KEY_PATH: {path} has the mode {stat.S_IMODE(mode):04o}.")
+    yield from _check_mode("PRIVATE_KEY_PATH", path, mode)
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError:
@@ -180,12 +180,35 @@ def _check_key_file(path: Path) -> Iterator[CheckMessage]:
         )
 
 
+def _check_mode(name: str, path: Path, mode: int) -> Iterator[CheckMessage]:
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        yield found("W005", f"{name}: {path} has the mode {stat.S_IMODE(mode):04o}.")
+
+
+@check()
+def check_fingerprints() -> Iterator[CheckMessage]:
+    """E018, W005: the key of fingerprints."""
+    path = conf.FINGERPRINT_KEY_PATH
+    if path is None:
+        return
+    name = "FINGERPRINT_KEY_PATH"
+    try:
+        key = path.read_bytes().strip()
+        mode = path.stat().st_mode
+    except OSError as error:
+        yield found("E018", f"{name}: {error.strerror or error}: {path}")
+        return
+    if len(key) < SHORTEST_KEY:
+        yield found("E018", f"{name}: {path} holds {len(key)} bytes; {SHORTEST_KEY} are needed.")
+    yield from _check_mode(name, path, mode)
+
+
 # -- sizes -------------------------------------------------------------------------------------
 
 
 @check()
 def check_sizes() -> Iterator[CheckMessage]:
-    """E013, E014, W015 to W018: bounds that are right one by one, and wrong together."""
+    """E013, E014, E019, W015 to W018: bounds that are right one by one, and wrong together."""
 
     def said(name: str, word: str, other: str, more: str = "") -> str:
         mine, its = getattr(conf, name), getattr(conf, other)
@@ -205,6 +228,8 @@ def check_sizes() -> Iterator[CheckMessage]:
         yield found(
             "W017", f"AUDIT_LOGGING OVERFLOW is drop, and BUFFER_SIZE is {conf.BUFFER_SIZE}."
         )
+    if conf.WORKERS_MIN > conf.WORKERS_MAX:
+        yield found("E019", said("WORKERS_MIN", "larger than", "WORKERS_MAX"))
     if conf.SHUTDOWN_SECONDS < 2 * conf.BROKER_TIMEOUT:
         yield found(
             "W018",
@@ -216,6 +241,7 @@ def check_sizes() -> Iterator[CheckMessage]:
 __all__ = [
     "MIDDLEWARE",
     "check_delivery",
+    "check_fingerprints",
     "check_key",
     "check_middleware",
     "check_options",

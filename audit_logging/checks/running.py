@@ -11,12 +11,9 @@ from django.core.checks import CheckMessage
 
 from .catalogue import found
 from .configuration import check_middleware
-from .registering import check
+from .registering import app_installed, check
 
 logger = logging.getLogger("audit_logging")
-
-#: The first needs the server itself; the second, the app whose absence it tells of.
-_SEEN_ONLY_HERE = {"audit_logging.E016", "audit_logging.E005"}
 
 _reported = False
 
@@ -50,6 +47,10 @@ def _is_on(options: dict[Any, Any], name: str) -> bool:
 @check()
 def check_threads() -> Iterator[CheckMessage]:
     """E016: a server that runs no thread of ours."""
+    yield from _threads()
+
+
+def _threads() -> Iterator[CheckMessage]:
     if threads_never_run():
         yield found("E016", "uWSGI runs without enable-threads.")
 
@@ -60,6 +61,9 @@ def report() -> None:
     if _reported:
         return
     _reported = True
-    for message in (*check_threads(), *check_middleware()):
-        if message.id in _SEEN_ONLY_HERE:
-            logger.error("%s (%s) %s", message.msg, message.id, message.hint)
+    # Not the checks themselves, which may import all middleware: apps are still being made ready.
+    messages = list(_threads())
+    if not app_installed():
+        messages += [one for one in check_middleware() if one.id == "audit_logging.E005"]
+    for message in messages:
+        logger.error("%s (%s) %s", message.msg, message.id, message.hint)

@@ -132,6 +132,7 @@ def test_the_publisher_installs_the_app_without_being_audited(service: Callable[
             "SPOOL_MAX_BYTES (1,000,000) is smaller than BATCH_BYTES",
         ),
         ({"EXCLUDE_PATHS": ["/"]}, "E017", "EXCLUDE_PATHS"),
+        ({"WORKERS_MIN": 11}, "E019", "WORKERS_MIN (11) is larger than WORKERS_MAX (10)"),
         ({"PRIVATE_KEY_PATH": None}, "W001", "PRIVATE_KEY_PATH"),
         ({"SERVICE_NAME": "My_Service"}, "W004", "'My_Service'"),
         ({"PUBLISHER_URL": "http://publisher:8001"}, "W006", "plain HTTP to publisher"),
@@ -285,6 +286,22 @@ def test_a_folder_of_keys(
         (folder / f"{version}.pem").chmod(0o600)
     assert set(found()) == {"E009"}
     assert "2.pem" in found()["E009"].msg
+
+
+def test_the_key_of_fingerprints(service: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "fingerprint.key"
+    service(FINGERPRINT_KEY_PATH=path)
+    assert set(found()) == {"E018"}
+    assert "No such file" in found()["E018"].msg
+    path.write_text("too short\n")
+    path.chmod(0o600)
+    assert set(found()) == {"E018"}
+    assert "holds 9 bytes; 16 are needed" in found()["E018"].msg
+    path.write_text("0123456789abcdef")
+    assert found() == {}
+    path.chmod(0o604)
+    assert set(found()) == {"W005"}
+    assert "FINGERPRINT_KEY_PATH" in found()["W005"].msg
 
 
 # -- delivery ----------------------------------------------------------------------------------
