@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from .sensitive import MASK, IsSensitive
 
@@ -27,14 +28,19 @@ _CELL = re.compile(
 )
 
 
-def mask_markup(text: str, is_sensitive: IsSensitive) -> str:
-    """Mask the contents of elements, of named form fields, and of cells, that hold a secret."""
-    return _mask_cells(_mask_elements(text, is_sensitive), is_sensitive)
+def mask_markup(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]) -> str:
+    """Mask the contents of elements, of named form fields, and of cells, that hold a secret.
+
+    :param breathe: called again and again during long work.
+    """
+    return _mask_cells(_mask_elements(text, is_sensitive, breathe), is_sensitive, breathe)
 
 
-def _mask_elements(text: str, is_sensitive: IsSensitive) -> str:
+def _mask_elements(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]) -> str:
     kept, done = [], 0
-    for tag in _START_TAG.finditer(text):
+    for number, tag in enumerate(_START_TAG.finditer(text), 1):
+        if number % 50 == 0:
+            breathe()
         if tag.start() < done:
             continue
         name, attributes = tag.groups()
@@ -54,9 +60,11 @@ def _mask_elements(text: str, is_sensitive: IsSensitive) -> str:
     return "".join([*kept, text[done:]]) if kept else text
 
 
-def _mask_cells(text: str, is_sensitive: IsSensitive) -> str:
+def _mask_cells(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]) -> str:
     kept, done = [], 0
-    for cell in _CELL.finditer(text):
+    for number, cell in enumerate(_CELL.finditer(text), 1):
+        if number % 50 == 0:
+            breathe()
         if cell.end() < done or not is_sensitive(cell[1]):
             continue
         end = _element_end(text, cell[2], cell.end())

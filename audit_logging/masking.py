@@ -15,7 +15,14 @@ from urllib.parse import unquote
 from .cards import mask_cards
 from .markup import mask_markup
 from .names import Names
-from .quiet import is_quiet, may_hold_credential, may_hold_scheme, may_hold_vendor_key
+from .pieces import by_pieces, matches, short_matches
+from .quiet import (
+    is_quiet,
+    may_hold_card,
+    may_hold_credential,
+    may_hold_scheme,
+    may_hold_vendor_key,
+)
 from .sensitive import MASK, SAYS_NOTHING, IsSensitive
 
 # -- credentials ----------------------------------------------------------------------------
@@ -38,21 +45,41 @@ _VENDOR = re.compile(
 )
 
 
-def mask_credentials(text: str) -> str:
-    """Return `text` without tokens, keys, credentials and card numbers."""
+def mask_credentials(text: str, breathe: Callable[[], None] = lambda: None) -> str:
+    """Return `text` without tokens, keys, credentials and card numbers.
+
+    :param breathe: called again and again during long work.
+    """
     if not may_hold_credential(text):
         return text
-    if "J" in text and "eyJ" in text:
-        text = _DOTTED.sub(_mask_web_token, text)
     if "-----BEGIN" in text:
         text = _PEM.sub(MASK, text)
+        breathe()
     if "@" in text and "://" in text:
-        text = _USER_INFO.sub(rf"\1{MASK}", text)
+        text = by_pieces(text, _NOT_IN_USER, _mask_user, breathe)
+    if may_hold_scheme(text) and "digest" in text.lower():
+        text = _DIGEST.sub(rf"\1{MASK}", text)
+        breathe()
+    return by_pieces(text, _NOT_IN_TOKEN, _mask_tokens, breathe)
+
+
+# What no password in an address, and no token, key or card number holds.
+_NOT_IN_USER = " \n\t\"'<>"
+_NOT_IN_TOKEN = "\"'<>,;(){}&?|"  # noqa: S105
+
+
+def _mask_user(text: str) -> str:
+    return _USER_INFO.sub(rf"\1{MASK}", text) if "@" in text and "://" in text else text
+
+
+def _mask_tokens(text: str) -> str:
+    if "J" in text and "eyJ" in text:
+        text = _DOTTED.sub(_mask_web_token, text)
     if may_hold_scheme(text):
-        text = _DIGEST.sub(rf"\1{MASK}", _SCHEME.sub(_mask_scheme, text))
+        text = _SCHEME.sub(_mask_scheme, text)
     if may_hold_vendor_key(text):
         text = _VENDOR.sub(MASK, text)
-    return mask_cards(text)
+    return mask_cards(text) if may_hold_card(text) else text
 
 
 def _mask_web_token(match: re.Match[str]) -> str:
@@ -96,6 +123,9 @@ _NAMED = re.compile(
     r"""(?:values?|val|v|content)\\*+["']?[ \t]{0,4}[:=]\s{0,8}"""
     r"""|[(\[]\s{0,4}\\*+["']([\w .-]{1,60}+)\\*+["']\s{0,4},\s{0,8}"""
 )
+# Its longest match, as long as nobody quotes more often than this.
+_LONGEST_NAMED = 600
+_BACKSLASHES = "\\" * 64
 _LAST_WORDS = frozenset(("key", "keys", "code", "number", "value", "word"))
 
 _TAGS = re.compile(r"(?:</?[A-Za-z][^<>\r\n]{0,200}>\s{0,8}){1,3}")
@@ -118,7 +148,7 @@ _BRACKETS = {"{": re.compile(r"[{}]"), "[": re.compile(r"[\[\]]"), "(": re.compi
 def mask_path(text: str, names: Names) -> str:
     """Mask ``name=value`` and credentials; a colon is no sign of a value in a path."""
     if "=" in text:
-        text = _mask_values(_INLINE, text, names.is_sensitive)
+        text = _mask_values(_INLINE, text, names.is_sensitive, lambda: None)
     return mask_credentials(text)
 
 
@@ -131,9 +161,10 @@ def mask_text(text: str, names: Names, breathe: Callable[[], None] = lambda: Non
         return text
     seen = masked = _mask_once(text, names.is_sensitive, breathe)
     for _ in range(2):
-        plain = _unescaped(seen)
+        plain = by_pieces(seen, _NOT_IN_ESCAPE, _unescaped, breathe)
         if plain == seen:
             break
+        breathe()
         seen = _mask_once(plain, names.is_sensitive, breathe)
         if seen != plain:
             masked = seen
@@ -142,22 +173,31 @@ def mask_text(text: str, names: Names, breathe: Callable[[], None] = lambda: Non
 
 def _mask_once(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]) -> str:
     if "<" in text:
-        text = mask_markup(text, is_sensitive)
+        text = mask_markup(text, is_sensitive, breathe)
         breathe()
     if ":" in text or "=" in text or "->" in text:
-        text = _mask_values(_PROSE, text, is_sensitive)
-        breathe()
-    if "," in text or "val" in text.lower():
-        text = _mask_values(_NAMED, text, is_sensitive)
-        breathe()
+        text = _mask_values(_PROSE, text, is_sensitive, breathe)
+    if _may_be_named(text):
+        text = _mask_values(_NAMED, text, is_sensitive, breathe)
     if "--" in text:
-        text = _mask_values(_OPTION, text, is_sensitive)
-        breathe()
-    return mask_credentials(text)
+        text = _mask_values(_OPTION, text, is_sensitive, breathe)
+    return mask_credentials(text, breathe)
 
 
+def _may_be_named(text: str) -> bool:
+    if "," in text and ("(" in text or "[" in text):
+        return True
+    lower = text.lower()
+    return "val" in lower or "content" in lower or _V.search(lower) is not None
+
+
+_V = re.compile(r"""v\\*+["']?[ \t]{0,4}[:=]""")
 _LONG_REFERENCE = re.compile(r"&#0*+[0-9]{8,}+")
 _UNICODE_ESCAPE = re.compile(r"\\u00([2-7][0-9a-fA-F])")
+
+
+# Neither in nor between escapes that make one character.
+_NOT_IN_ESCAPE = " \n\t"
 
 
 def _unescaped(text: str) -> str:
@@ -181,10 +221,24 @@ def _names_secret(found: re.Match[str], is_sensitive: IsSensitive) -> bool:
     return is_sensitive(before + name) and (name.lower() in _LAST_WORDS or not is_sensitive(before))
 
 
-def _mask_values(pattern: re.Pattern[str], text: str, is_sensitive: IsSensitive) -> str:
+# In no name, nor between it and the sign after it. What spans lines has none of these.
+_NOT_IN_NAME = "\n,;&?(|{"
+
+
+def _mask_values(
+    pattern: re.Pattern[str], text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]
+) -> str:
     kept, done = [], 0
     markup = "</" in text
-    for found in pattern.finditer(text):
+    if pattern is not _NAMED:
+        each = matches(pattern, text, _NOT_IN_NAME, breathe)
+    elif _BACKSLASHES in text:
+        each = pattern.finditer(text)
+    else:
+        each = short_matches(pattern, text, _LONGEST_NAMED, breathe)
+    for number, found in enumerate(each, 1):
+        if number % 50 == 0:
+            breathe()
         start = found.end()
         if start < done or not _names_secret(found, is_sensitive):
             continue

@@ -96,7 +96,9 @@ def may_hold_card(text: str) -> bool:
     if _FEWEST not in raw.translate(_DIGITS, _BETWEEN):
         return False
     for number in raw.translate(_NUMBERS).split():
-        if len(number) >= len(_FEWEST) and may_be_card(number.decode().split("-")):
+        if len(number) - number.count(b"-") < len(_FEWEST):
+            continue
+        if may_be_card(number.decode().split("-")):
             return True
     return False
 

@@ -34,6 +34,7 @@ from .sensitive import MASK, NAME_KEYS, SAYS_NOTHING, VALUE_KEYS
 # Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
 _BROKEN_JSON = re.compile(r"""\{\s*["'{}\[]|\[\s*["'{\[]""")
 _EVENT_STREAM_LINE = re.compile(r"\s*+(?:data:[\s\ufeff]*+)?")
+_MOST_FIELDS = 10_000
 
 
 class Redactor:
@@ -75,7 +76,7 @@ class Redactor:
         if not query or is_quiet_query(query, self._names):
             return query
         pairs, changed = self._pairs(query)
-        return urlencode(pairs, safe="[]/:,@", errors="replace") if changed else query
+        return self._written(pairs, "[]/:,@") if changed else query
 
     def path(self, path: str, kwargs: Mapping[str, Any] | None = None) -> str:
         """Return a path with tokens and card numbers masked.
@@ -170,7 +171,13 @@ class Redactor:
     def _plain(self, text: str) -> str:
         """Return prose, markup or an event stream without secrets."""
         if "{" in text or "[" in text:
-            text = "\n".join(self._plain_line(line) for line in text.split("\n"))
+            lines = text.split("\n")
+            for number, line in enumerate(lines):
+                if number % 50 == 0:
+                    self._breathe()
+                if "{" in line or "[" in line:
+                    lines[number] = self._plain_line(line)
+            text = "\n".join(lines)
         return self.text(text)
 
     def _plain_line(self, line: str) -> str:
@@ -197,26 +204,35 @@ class Redactor:
         return "\n".join(lines) if changed else text
 
     def _pairs(self, text: str) -> tuple[list[tuple[str, str]], bool]:
-        try:
-            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=10_000)
-        except ValueError:
+        fields = text.split("&")
+        if len(fields) > _MOST_FIELDS:
             return [("omitted", "unparsable")], True
+        pairs = []
+        for start in range(0, len(fields), 50):
+            pairs += parse_qsl("&".join(fields[start : start + 50]), keep_blank_values=True)
+            self._breathe()
         task = Task()
         # name=password&value=…
         named = any(key.lower() in NAME_KEYS and self.is_sensitive(value) for key, value in pairs)
+        redacted = []
         try:
-            redacted = [
-                (
-                    self._documents.string(key, MAX_DEPTH, task),
-                    MASK
-                    if self._is_secret(key, value, named)
-                    else self._documents.string(value, MAX_DEPTH, task),
-                )
-                for key, value in pairs
-            ]
+            for number, (key, value) in enumerate(pairs):
+                if number % 50 == 0:
+                    self._breathe()
+                shown = MASK
+                if not self._is_secret(key, value, named):
+                    shown = self._documents.string(value, MAX_DEPTH, task)
+                redacted.append((self._documents.string(key, MAX_DEPTH, task), shown))
         except TooComplex:
             return [("omitted", "too complex")], True
         return redacted, redacted != pairs
+
+    def _written(self, pairs: list[tuple[str, str]], safe: str) -> str:
+        written = []
+        for start in range(0, len(pairs), 50):
+            written.append(urlencode(pairs[start : start + 50], safe=safe, errors="replace"))
+            self._breathe()
+        return "&".join(written)
 
     def _is_secret(self, key: str, value: str, named: bool) -> bool:
         if self.is_sensitive(key):
