@@ -13,10 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import django
 
 EVENTS = 120
+PRODUCERS = 12
 
 
 def in_child(step: Callable[[], None]) -> int:
@@ -72,9 +74,35 @@ def publish() -> None:
     # Some twice: worker redelivery.
     for region in region_names():
         for receipt in get_region(region).append(
-            publisher_conf.DEFAULT_TOPIC, [*records[:60], *poison, *records[40:], *records[:10]]
+            publisher_conf.DEFAULT_TOPIC,
+            [
+                *heartbeats(10, "open"),
+                *records[:60],
+                *poison,
+                *records[40:],
+                *heartbeats(30, "closed"),
+                *records[:10],
+                *heartbeats(20, "open"),
+            ],
         ):
             assert receipt.error is None
+
+
+def heartbeats(seq: int, state: str) -> list[Any]:
+    """What every producer says at one moment."""
+    import msgspec
+
+    from audit_publisher.producer_records import parse_producer_record, to_record
+    from audit_publisher.testing import make_producer_record
+
+    said = [
+        make_producer_record(producer_epoch=f"epoch-{number}", seq=seq, state=state)
+        for number in range(PRODUCERS)
+    ]
+    return [
+        to_record(parse_producer_record(msgspec.json.encode(one)), time.time_ns() // 1000)[1]
+        for one in said
+    ]
 
 
 def work() -> None:
@@ -95,7 +123,7 @@ def crash(failpoint: str, nth: int, ahead: float) -> None:
 def recover() -> None:
     from audit_sink.ingest.run import ingest_all
     from audit_sink.lake.ledger import ledger_problems
-    from audit_sink.models import Batch
+    from audit_sink.models import Batch, Producer
     from audit_sink.query.engine import query
 
     # The leases of the killed have run out by then.
@@ -110,6 +138,7 @@ def recover() -> None:
                     k for k, n in Counter(row["request_id"] for row in rows).items() if n > 1
                 ],
                 "rows": len(rows),
+                "producers": list(Producer.objects.values_list("seq", "state")),
                 "sites": Counter(row["site"] for row in rows),
                 "dead_lettered": sum(Batch.objects.values_list("dead_lettered", flat=True)),
                 "takeovers": sum(

@@ -13,7 +13,7 @@ import pytest
 
 from audit_sink.failpoints import NAMES
 
-from .crashing import EVENTS
+from .crashing import EVENTS, PRODUCERS
 
 
 def run_crashing(failpoint: str, folder: Path, **environment: str) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def check(found: dict[str, Any]) -> None:
     assert found["problems"] == []
     assert found["twice"] == []
     assert found["rows"] == EVENTS * 3 // 4
+    assert found["producers"] == [[30, "closed"]] * PRODUCERS
     assert found["sites"] == {"US": EVENTS // 2, "CA": EVENTS // 4}
 
 
