@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from .cards import mask_cards
 from .markup import mask_markup
 from .names import Names
-from .pieces import by_pieces, matches, short_matches
+from .pieces import PIECE, by_pieces, matches, short_matches
 from .quiet import (
     is_quiet,
     may_hold_card,
@@ -50,7 +50,7 @@ def mask_credentials(text: str, breathe: Callable[[], None] = lambda: None) -> s
 
     :param breathe: called again and again during long work.
     """
-    if not may_hold_credential(text):
+    if len(text) <= PIECE and not may_hold_credential(text):
         return text
     if "-----BEGIN" in text:
         text = _PEM.sub(MASK, text)
@@ -65,7 +65,7 @@ def mask_credentials(text: str, breathe: Callable[[], None] = lambda: None) -> s
 
 # What no password in an address, and no token, key or card number holds.
 _NOT_IN_USER = " \n\t\"'<>"
-_NOT_IN_TOKEN = "\"'<>,;(){}&?|"  # noqa: S105
+_NOT_IN_TOKEN = "\"'<>,;:(){}[]&?|!#*@%"  # noqa: S105
 
 
 def _mask_user(text: str) -> str:
