@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 
@@ -38,6 +39,9 @@ class Breaker:
         self._to = to
         self._failures = 0
         self._open_until = 0.0
+        # Not held while anything is waited for, but a fork may copy it all the same: breakers are
+        # made anew in a child.
+        self._lock = threading.Lock()
 
     @property
     def closed(self) -> bool:
@@ -48,6 +52,22 @@ class Breaker:
     def allows(self) -> bool:
         """Whether a try may be made now."""
         return self._failures == 0 or self._clock() >= self._open_until
+
+    def admits(self, seconds: float) -> bool:
+        """Whether the caller may try, who then does so and says what came of it.
+
+        As :attr:`allows`, but while the last try failed it admits one caller alone: a way that is
+        still closed is to cost one thread its timeout, and not all of them.
+
+        :param seconds: how long the try may take; after that the next caller is admitted.
+        """
+        if self._failures == 0:
+            return True
+        with self._lock:
+            if not self.allows:
+                return False
+            self._open_until = self._clock() + seconds
+            return True
 
     def succeeded(self) -> None:
         """A try worked."""

@@ -222,6 +222,9 @@ class Mover:
         letters = self._claim()
         if not letters:
             return 0
+        if not self._breaker.admits(self._options.DELIVERY_TIMEOUT):
+            self._give_back(letters)
+            return 0
         by_line = {letter.event: letter for letter in letters}
         try:
             result = self._send(list(by_line))
@@ -276,6 +279,7 @@ class Mover:
             status = getattr(error, "status", None)
             return Delivered(refused=[Refusal(line, str(error), status) for line in lines])
         except Declined as error:
+            self._breaker.succeeded()
             if not error.by_content:
                 return Delivered(again=lines)
             if len(lines) == 1:

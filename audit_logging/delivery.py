@@ -121,9 +121,10 @@ class Deliverer:
         except BatchUnreadable as error:
             self._bury([_damaged(payload.encode("utf-8", "replace"), events, error)])
             return
-        tries = 1 + self._options.DELIVERY_RETRIES
+        # One that asks whether the publisher is back asks once.
+        tries = 1 + self._options.DELIVERY_RETRIES if self.breaker.closed else 1
         for attempt in range(tries):
-            if not self.breaker.allows:
+            if not self.breaker.admits(self._options.DELIVERY_TIMEOUT):
                 break
             try:
                 again = self._send(batch)
@@ -137,6 +138,8 @@ class Deliverer:
                 self._seldom.say(logging.WARNING, "deliveries are spooled: %s", error)
                 break
             except Declined as error:
+                # It is there, and answers.
+                self.breaker.succeeded()
                 self._say_declined(batch, error)
                 break
             self.breaker.succeeded()
@@ -247,6 +250,9 @@ class Deliverer:
         )
         if not records:
             return 1.0
+        if not self.breaker.admits(self._options.DELIVERY_TIMEOUT):
+            self.spool.release(RETRY_STREAM, records, tried=False)
+            return 0.5
         record = records[0]
         count = int(dict(record.headers).get(_EVENTS) or b"1")
         try:
@@ -262,6 +268,7 @@ class Deliverer:
             self.spool.release(RETRY_STREAM, records, tried=False)
             return 0.5
         except Declined as error:
+            self.breaker.succeeded()
             self._declined(record, batch, error)
             return 0.0
         self.breaker.succeeded()

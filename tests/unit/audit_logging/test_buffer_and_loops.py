@@ -104,6 +104,25 @@ def test_the_breaker_opens_for_longer_and_longer_and_closes_at_once() -> None:
     assert breaker.allows
 
 
+def test_a_breaker_that_is_half_open_admits_one_at_a_time() -> None:
+    now = [100.0]
+    breaker = Breaker(first=1, longest=8, clock=lambda: now[0])
+    assert breaker.admits(5)
+    assert breaker.admits(5)
+    breaker.failed()
+    assert not breaker.admits(5)
+    now[0] += 1.5
+    assert breaker.admits(5)
+    assert not breaker.admits(5)
+    assert not breaker.allows
+    # The one that was admitted died without a word.
+    now[0] += 5
+    assert breaker.admits(5)
+    breaker.succeeded()
+    assert breaker.admits(5)
+    assert breaker.allows
+
+
 def test_no_wish_closes_the_breaker_for_good() -> None:
     now = [100.0]
     breaker = Breaker(clock=lambda: now[0])

@@ -42,6 +42,7 @@ class Target:
 
 class Wish:
     allows = True
+    def admits(self, seconds): return True
     def succeeded(self): pass
     def failed(self, retry_after=None): pass
 

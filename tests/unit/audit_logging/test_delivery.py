@@ -298,6 +298,50 @@ def test_a_dead_port(make: Any, counted: Counted) -> None:
     assert deliverer.drain_step() == 0.5
 
 
+def test_whether_it_is_back_costs_one_thread_its_time_and_not_all(
+    make: Any, script: Script
+) -> None:
+    held, asked = threading.Event(), threading.Event()
+
+    def answer(lines: list[str]) -> tuple[int, dict[str, str], bytes]:
+        asked.set()
+        held.wait(10)
+        return 503, {}, b""
+
+    script.answer = lambda lines: (503, {}, b"")
+    deliverer = make()
+    give(deliverer, LINES[:1])
+    deliverer.breaker._open_until = 0.0  # its time is over
+    script.answer = answer
+    before = len(script.requests)
+    first = threading.Thread(target=give, args=(deliverer, LINES[1:2]))
+    first.start()
+    assert asked.wait(10)
+    for line in LINES[2:]:
+        give(deliverer, [line])
+    assert deliverer.drain_step() == 0.5
+    held.set()
+    first.join(10)
+    # Once, also by the one that asks: there is time for retries when it is back.
+    assert len(script.requests) - before == 1
+    assert sorted(waiting(deliverer)) == sorted(LINES)
+    deliverer.breaker._open_until = 0.0
+    script.answer = script.take
+    give(deliverer, ["{}"])
+    assert deliverer.breaker.closed
+
+
+def test_an_answer_of_any_kind_says_that_it_is_back(make: Any, script: Script) -> None:
+    script.answer = lambda lines: (503, {}, b"")
+    deliverer = make()
+    give(deliverer, LINES[:1])
+    deliverer.breaker._open_until = 0.0
+    script.answer = lambda lines: (403, {}, b"") if lines == LINES[1:2] else script.take(lines)
+    give(deliverer, LINES[1:2])
+    give(deliverer, LINES[2:3])
+    assert script.stored == LINES[2:3]
+
+
 def test_a_publisher_that_does_not_answer_in_time(make: Any, script: Script) -> None:
     held = threading.Event()
 
