@@ -234,8 +234,8 @@ def from_base(base: dict[str, Any]) -> Policy:
         return Policy(
             response_bodies=bool(base["response_bodies"]),
             level=level,
-            max_body_bytes=int(base["max_body_bytes"]),
-            sample_rate=float(base["sample_rate"]),
+            max_body_bytes=min(max(0, int(base["max_body_bytes"])), MOST_BODY_BYTES),
+            sample_rate=min(max(0.0, float(base["sample_rate"])), 1.0),
             excluded=tuple(str(item) for item in base["excluded"]),
             rules=tuple(parse(item, "settings", n) for n, item in enumerate(base["rules"], 1)),
         )

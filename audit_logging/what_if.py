@@ -20,7 +20,7 @@ from .conf import LoggingSettings, conf
 from .models import CaptureFlags, CaptureProcess, EndpointRule
 from .patterns import RuleError, check_together
 from .policy import Explanation, Policy, from_base, from_settings, overlay
-from .rules import MAX_RULES, Rule
+from .rules import MAX_RULES, Rule, parse
 
 FLAG_FIELDS = ["service_name", "enabled", "response_bodies", "max_body_bytes", "sample_rate"]
 RULE_FIELDS = ["position", "match", "pattern", "level", "sample_rate"]
@@ -166,7 +166,8 @@ def settings_of(service: str) -> tuple[Policy, str]:
     for text, host in told.values_list("settings", "host")[:3]:
         try:
             return from_base(json.loads(text)), f"as a process on {host} told"
-        except ValueError:
+        except (ValueError, RecursionError):
+            # Of another version, or not a process at all.
             continue
     if service == conf.SERVICE_NAME and conf.FLAGS_SOURCE == "database":
         return from_settings(conf), "as in this service's settings"
@@ -204,8 +205,19 @@ def answer(question: Question, text: str, traceparent: str = "") -> Answer:
         why=_why(why, question, policy),
         facts=_facts(why, decided, known),
         notes=_notes(why, question, policy, path, text),
-        problems=question.problems,
+        problems=question.problems + _left_out(question),
     )
+
+
+def _left_out(question: Question) -> list[str]:
+    """Rules that were saved under other conditions, and that no process uses."""
+    found = []
+    for number, rule in enumerate(question.rules, 1):
+        try:
+            parse(rule.document())
+        except RuleError as error:
+            found.append(f"Rule {number} (position {rule.position}), which nobody uses: {error}")
+    return found
 
 
 def _title(why: Explanation, decided: Any) -> tuple[str, str]:

@@ -110,8 +110,23 @@ def test_settings_of_the_service_take_part(admin: Client, flags: CaptureFlags) -
     assert "Rule 1 of the service's settings (RULES) decides" in asked(admin, "/own")
     # What the admin says comes first.
     assert "Rule 1 of 2 (position 10) decides" in asked(admin, "/own/login")
-    CaptureProcess.objects.update(settings='{"level": "new in a later version"}')
-    assert "the defaults are assumed" in asked(admin, "/x")
+    for odd in (
+        '{"level": "new in a later version"}', "[" * 2900, '{"max_body_bytes": Infinity}', "7",
+    ):  # fmt: skip
+        CaptureProcess.objects.update(settings=odd)
+        assert "the defaults are assumed" in asked(admin, "/x")
+    huge = policy.Policy().base() | {"max_body_bytes": 10**2000, "sample_rate": -1e400}
+    CaptureProcess.objects.update(settings=json.dumps(huge))
+    assert "as a process on api-1 told" in asked(admin, "/x")
+
+
+def test_a_rule_that_nobody_uses_is_named(admin: Client, flags: CaptureFlags) -> None:
+    EndpointRule.objects.create(
+        flags=flags, position=15, match="regex", pattern="(a+)+", level="none"
+    )
+    page = asked(admin, "/orders")
+    assert "Rule 2 (position 15), which nobody uses: A repetition inside a repetition" in page
+    assert "Rule 3 of 3 (position 20) decides" in page
 
 
 def test_a_service_with_its_own_admin_knows_its_settings(
