@@ -46,6 +46,8 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 #: A tally of another host's, on a shared disk whose locks may not reach us, is abandoned when it
 #: was not touched for so many seconds.
 _SILENT = 3600.0
+#: Seconds after which a dead process of a service that is not here any more is forgotten.
+_FORGOTTEN = 30 * 86_400.0
 _HEAD = struct.Struct("<III")
 
 
@@ -192,8 +194,8 @@ class Tally:
         os.pwrite(self._fd, head + text, _TOTALS[self._generation % 2])
 
     def touch(self) -> None:
-        """Show a sign of life to hosts that our lock does not reach."""
-        if self._fd >= 0 and not self._folder.mapped:
+        """Show a sign of life to hosts that our lock does not reach, and to who tidies up."""
+        if self._fd >= 0:
             os.utime(self._fd)
 
     def remove(self) -> None:
@@ -265,12 +267,27 @@ def abandoned(folder: Folder, group: str, limit: int) -> Iterator[Abandoned]:
     for name in sorted(os.listdir(folder.fd)):  # noqa: PTH208 - by descriptor
         if limit <= 0:
             return
-        if not (name.startswith(group) and name.endswith((_SUFFIX, _UNFINISHED))):
+        if not name.endswith((_SUFFIX, _UNFINISHED)):
+            continue
+        if not name.startswith(group):
+            _clear(folder, name)
             continue
         found = _take_over(folder, name)
         if found is not None:
             limit -= 1
             yield found
+
+
+def _clear(folder: Folder, name: str) -> None:
+    """Remove a tally that nobody has spoken for in a long time: its service is here no more."""
+    try:
+        if time.time() - os.stat(name, dir_fd=folder.fd).st_mtime < _FORGOTTEN:
+            return
+    except FileNotFoundError:
+        return
+    found = _take_over(folder, name)
+    if found is not None:
+        found.remove()
 
 
 def _take_over(folder: Folder, name: str) -> Abandoned | None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,6 +315,28 @@ def test_other_services_dead_are_left_to_them(options: LoggingSettings, place: P
     other = Producer(options_for(options.DATA_DIR, "orders-api"))
     other.attach()
     assert other.due(0.0) == []
+
+
+def test_a_service_that_is_here_no_more_is_forgotten_after_a_month(
+    options: LoggingSettings, place: Path
+) -> None:
+    gone = options_for(options.DATA_DIR, f"gone-{uuid.uuid4().hex}")
+    alive = start(gone, place, 5)
+    line_of(alive)
+    killed(gone, place, 5)
+    try:
+        for days, left in ((29, 2), (31, 1)):
+            for path in tallies(place, gone):
+                os.utime(path, (time.time() - days * 86_400,) * 2)
+            producer = Producer(options)
+            producer.attach()
+            assert producer.due(0.0) == []
+            assert len(tallies(place, gone)) == left, "the living one's, too"
+    finally:
+        alive.kill()
+        alive.wait()
+        for path in tallies(place, gone):
+            path.unlink()
 
 
 def test_a_forked_child_does_not_keep_its_parent_alive(
