@@ -10,13 +10,16 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from . import contenders, report
 
+#: Those whose figures are times on the request path.
+_TIMED = ("latency", "peers", "holds", "faults")
 SECTIONS = ("latency", "peers", "cpu", "holds", "throughput", "memory", "faults")
 
 
@@ -28,6 +31,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds of latency, cpu, throughput and faults")
     parser.add_argument("--pause", type=float, default=0.002, help="seconds between paced requests")
     parser.add_argument("--requests", type=int, default=1_000_000, help="requests of `memory`")
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="measure latency at real-time priority, so that other work on the machine does not "
+        "fall into it; needs root",
+    )
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--plot", type=Path, help="write the picture of the latencies there (SVG)")
     arguments = parser.parse_args()
@@ -40,7 +49,8 @@ def main() -> None:
     for name, measure in _sections(arguments).items():
         if name in wanted:
             began = time.monotonic()
-            found[name] = measure()
+            with _realtime() if arguments.realtime and name in _TIMED else nullcontext():
+                found[name] = measure()
             report.show(name, found[name])
             print(f"({time.monotonic() - began:.0f} s)", flush=True)
     if arguments.json:
@@ -101,6 +111,16 @@ def _sections(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "memory": memory,
         "faults": faults,
     }
+
+
+@contextmanager
+def _realtime() -> Iterator[None]:
+    """Run everything that is started meanwhile before all else on the machine."""
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def machine() -> str:
