@@ -177,9 +177,8 @@ def metrics_of(tier: str) -> list[tuple[str, str, tuple[str, ...], str]]:
         if isinstance(metric, MetricWrapperBase):
             # The names are public on the page alone.
             end = "_total" if metric._type == "counter" else ""
-            found.append(
-                (metric._name + end, metric._type, metric._labelnames, metric._documentation)
-            )
+            kind, labels = str(metric._type), tuple(metric._labelnames)
+            found.append((metric._name + end, kind, labels, metric._documentation))
     return found
 
 
