@@ -198,6 +198,12 @@ class Tally:
         if self._fd >= 0:
             os.utime(self._fd)
 
+    @property
+    def gone(self) -> bool:
+        """Whether somebody has removed the file: systemd does that in /dev/shm, when a user that
+        is none of the system's logs out somewhere."""
+        return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
+
     def remove(self) -> None:
         """Remove the file: there is nothing to be told any more. The page stays usable."""
         with suppress(FileNotFoundError):

@@ -41,6 +41,8 @@ RECORD = "producer"
 _OFFER_AGAIN = 5.0
 #: Seconds between two writes of a count that is not mapped.
 _STORE_EVERY = 1.0
+#: Times that a tally is made anew, if somebody removes it.
+_MOST_FORMER = 20
 #: Dead processes reported at once.
 _AT_ONCE = 50
 
@@ -72,6 +74,7 @@ class Producer:
         self._lock = threading.Lock()
         self._folders: list[Folder] = []
         self._tally: Tally | None = None
+        self._former: list[Tally] = []
         self._reported: int | None = None
         self._ending = False
         self._due_at: dict[str, float] = {}
@@ -117,35 +120,8 @@ class Producer:
         :raises OSError: it cannot be made anywhere; heartbeats are sent without it.
         """
         with self._lock:
-            if self._tally is not None or self._pid != os.getpid():
-                return
-            identity = {
-                "service_name": self._options.SERVICE_NAME,
-                "producer_epoch": self.epoch,
-                "host": host_name(),
-                "boot": boot_id(),
-                "pid": self._pid,
-                "started_at": self._started_at,
-            }
-            name = f"{self._group()}-{self.epoch}"
-            folder = in_memory()
-            if folder is not None:
-                self._folders = [folder]
-                # Full: it is often small in a container.
-                with suppress(OSError):
-                    self._tally = Tally(folder, name, identity)
-            disk = on_disk(self._options.DATA_DIR, make=self._tally is None)
-            if disk is not None:
-                self._folders.append(disk)
-                if self._tally is None:
-                    self._tally = Tally(disk, name, identity)
-            if self._tally is None:
-                return
-            self._page = page = self._tally.page
-            # Numbers are given meanwhile; what is stored last must be the newest.
-            while page is not None and page[0] != self._count:
-                page[0] = self._count
-            self._tally.store(self._count)
+            if self._tally is None and self._pid == os.getpid():
+                self._attach()
 
     def due(self, now: float) -> list[str]:
         """Return the lines to be put into a batch now, this process's and dead ones'.
@@ -158,6 +134,8 @@ class Producer:
             if self._pid != os.getpid() or not self._options.SERVICE_NAME:
                 return []
             if self._is_due("store", now, _STORE_EVERY):
+                if self._tally is not None and self._tally.gone:
+                    self._attach_again()
                 self._store()
             # Not again before the lines just offered can have found a place.
             if self._offered and not self._is_due("again", now, _OFFER_AGAIN):
@@ -210,6 +188,45 @@ class Producer:
         return _line(identity, self._count, state, now, self._totals())
 
     # -- how ------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        identity = {
+            "service_name": self._options.SERVICE_NAME,
+            "producer_epoch": self.epoch,
+            "host": host_name(),
+            "boot": boot_id(),
+            "pid": self._pid,
+            "started_at": self._started_at,
+        }
+        name = f"{self._group()}-{self.epoch}"
+        self._folders = []
+        folder = in_memory()
+        if folder is not None:
+            self._folders.append(folder)
+            # Full: it is often small in a container.
+            with suppress(OSError):
+                self._tally = Tally(folder, name, identity)
+        disk = on_disk(self._options.DATA_DIR, make=self._tally is None)
+        if disk is not None:
+            self._folders.append(disk)
+            if self._tally is None:
+                self._tally = Tally(disk, name, identity)
+        if self._tally is None:
+            return
+        self._page = page = self._tally.page
+        # Numbers are given meanwhile; what is stored last must be the newest.
+        while page is not None and page[0] != self._count:
+            page[0] = self._count
+        self._tally.store(self._count)
+
+    def _attach_again(self) -> None:
+        """Make the tally anew that somebody has removed."""
+        if self._tally is None or len(self._former) >= _MOST_FORMER or self._ending:
+            return
+        # Kept, as a request may be storing into its page at this moment.
+        self._former.append(self._tally)
+        self._tally = self._stored = None
+        self._attach()
 
     def _is_due(self, what: str, now: float, every: float, *, when: bool = True) -> bool:
         at = self._due_at.get(what, now)
@@ -268,8 +285,10 @@ class Producer:
         """In a forked child: leave to the parent what is the parent's."""
         self._page = None
         tally, self._tally = self._tally, None
-        if tally is not None:
-            tally.let_go()
+        for each in (*self._former, tally):
+            if each is not None:
+                each.let_go()
+        self._former = []
         for done in self._offered.values():
             held = getattr(done, "__self__", None)
             if isinstance(held, Abandoned):

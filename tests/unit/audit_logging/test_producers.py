@@ -384,6 +384,34 @@ def test_tallies_are_their_owners_alone(options: LoggingSettings, place: Path) -
     producer.close()
 
 
+def test_a_tally_that_somebody_removes_is_made_anew(options: LoggingSettings, place: Path) -> None:
+    producer = Producer(options)
+    producer.attach()
+    producer.number()
+    producer.settled(producer.due(0.0))
+    (path,) = tallies(place, options)
+    page = producer._page
+    path.unlink()
+    if place != SHARED:
+        place.rmdir()
+    producer.number()
+    producer.due(1.0)
+    assert tallies(place, options) == [path]
+    # A request that was at the former one at that moment is not disturbed.
+    if page is not None:
+        page[0] = 2
+    producer.number()
+    producer.due(2.0)
+    content = producer_files._read(path.read_bytes())
+    assert content is not None
+    assert content[1] == 3
+    producer.settled(producer.close())
+    assert tallies(place, options) == []
+    # What is removed at the end stays so.
+    producer.due(3.0)
+    assert tallies(place, options) == []
+
+
 def test_a_folder_that_others_can_write_to_is_not_used(
     options: LoggingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
