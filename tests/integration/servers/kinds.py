@@ -158,7 +158,7 @@ class Served(Service):
             return [sys.executable, "-m", "gunicorn", *common, *self.kind.arguments, application]
         if self.kind.program == "uvicorn":
             host, port = address.split(":")
-            common = ["--host", host, "--port", port, "--no-access-log", "--lifespan", "off"]
+            common = ["--host", host, "--port", port, "--no-access-log"]
             return [sys.executable, "-m", "uvicorn", *common, *self.kind.arguments, application]
         common = ["--master", "--http-socket", address, "--processes", str(self._workers)]
         common += ["--module", application, "--virtualenv", sys.prefix, "--enable-threads"]
@@ -193,15 +193,6 @@ class Served(Service):
         """Let the views that wait at a gate of this name answer."""
         (self.folder / name).touch()
 
-    def workers(self) -> list[int]:
-        """The processes that run the application, by what the operating system says."""
-        assert self.pid is not None
-        if not self.kind.forks:
-            return [self.pid]
-        below = _children(self.pid)
-        # The program may be a shim that has the master below it.
-        return below
-
     def descriptors(self) -> list[str]:
         """What every process of the server has open: files, sockets, pipes."""
         assert self.pid is not None
@@ -211,22 +202,14 @@ class Served(Service):
             for target in _open_in(pid)
         ]
 
+    def tell(self, number: int) -> None:
+        """Send the server's first process a signal."""
+        self._processes[-1].send_signal(number)
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send the server a signal and wait until it has ended; return its exit code."""
-        process = self._processes[-1]
-        process.send_signal(number)
-        return process.wait(30)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return []
+        self.tell(number)
+        return self._processes[-1].wait(30)
 
 
 def _open_in(pid: int) -> Iterable[str]:

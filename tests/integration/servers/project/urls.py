@@ -28,4 +28,5 @@ urlpatterns = [
     path("gate-async", views.gate_async),
     path("pid", views.pid),
     path("fork", views.fork),
+    path("counted", views.counted),
 ]

@@ -272,3 +272,11 @@ def fork(request: HttpRequest) -> HttpResponse:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return HttpResponse(f"child ended with {os.waitstatus_to_exitcode(status)}")
+
+
+def counted(request: HttpRequest) -> JsonResponse:
+    """The audit's counters in this process."""
+    from audit_logging import metrics
+
+    names = ("captured", "queued", "spooled", "replayed", "rejected")
+    return JsonResponse({name: getattr(metrics, name).value() for name in names})
