@@ -68,7 +68,8 @@ class Publisher:
         self._base = options.PUBLISHER_URL.rstrip("/")
         self._timeout = options.DELIVERY_TIMEOUT if timeout is None else timeout
         self._pool = urllib3.PoolManager(
-            maxsize=4,
+            # As many are kept open as threads deliver at once; made when they are needed.
+            maxsize=64,
             retries=False,
             timeout=urllib3.Timeout(
                 connect=min(connect_timeout, self._timeout), read=self._timeout

@@ -228,3 +228,26 @@ def test_connections_are_used_again(make: Any, script: Script, server: Any) -> N
     script.answer = lambda lines: (500, {}, json.dumps({"a": 1}).encode())
     give(deliverer, LINES)
     assert len(accepted) == 1
+
+
+def test_so_are_those_of_many_threads(make: Any, script: Script, server: Any) -> None:
+    """As `audit_worker --pool threads` has them."""
+    accepted: list[Any] = []
+    process = server.process_request
+    server.process_request = lambda *args: (accepted.append(args), process(*args))[1]
+    together = threading.Barrier(8)
+
+    def answer(lines: list[str]) -> tuple[int, dict[str, str], bytes]:
+        together.wait(20)
+        return script.take(lines)
+
+    script.answer = answer
+    target = make().target
+    for _ in range(3):
+        threads = [threading.Thread(target=target.send, args=(Batch.of([line]),)) for line in LINES]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert len(script.stored) == 24
+    assert len(accepted) == 8
