@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.test_host_suites import SEVERAL
 from tests.services.processes import free_port
 from tests.support import eventually
 
@@ -93,12 +94,13 @@ class Program:
 class World:
     """A service of two workers, and where its flags come from."""
 
-    def __init__(self, source: str, folder: Path) -> None:
-        self.source = source
+    def __init__(self, source: str, folder: Path, *, several: bool = False) -> None:
         host = folder / "host"
         host.mkdir()
         for name, text in (("settings.py", SETTINGS), ("urls.py", URLS), ("app.py", WSGI)):
             (host / name).write_text(text)
+        if several:
+            (host / "settings.py").write_text(SETTINGS + SEVERAL)
         base = {
             name: value
             for name, value in os.environ.items()
@@ -124,14 +126,16 @@ class World:
             (self.database,) = folder.glob("*.sqlite3")
             self.publisher.start()
         else:
-            self._migrate(environment)
-            self.database = host / "db.sqlite3"
+            self._migrate(environment, "other" if several else "default")
+            self.database = host / ("other.sqlite3" if several else "db.sqlite3")
         self.service = Program(host, "app", environment)
 
     @staticmethod
-    def _migrate(environment: dict[str, str]) -> None:
+    def _migrate(environment: dict[str, str], database: str = "default") -> None:
         subprocess.run(
-            [sys.executable, "-m", "django", "migrate", "-v0"], env=environment, check=True
+            [sys.executable, "-m", "django", "migrate", "-v0", "--database", database],
+            env=environment,
+            check=True,
         )
 
     def close(self) -> None:
@@ -180,9 +184,10 @@ class World:
             self.database.with_suffix(".away").rename(self.database)
 
 
-@pytest.fixture(params=["database", "publisher"])
+@pytest.fixture(params=["database", "one database of several", "publisher"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    made = World(request.param, tmp_path)
+    source = "publisher" if request.param == "publisher" else "database"
+    made = World(source, tmp_path, several="several" in request.param)
     try:
         yield made
     finally:
