@@ -132,6 +132,7 @@ class Documents:
         numbers: list[int | float] = []
         waiting = colons = seen = paused = 0
         level: list[Any] = [[document]]
+        grid = False
         for _ in range(_GLANCE):
             below: list[Any] = []
             for node in level:
@@ -143,8 +144,10 @@ class Documents:
                             return False
                         colons += "".join(node).count(":")
                     values = node.values()
-                elif self._may_be_headed(node):
-                    return False
+                else:
+                    if self._may_be_headed(node):
+                        return False
+                    grid = grid or type(node[0] if node else None) is list
                 for value in values:
                     kind = type(value)
                     if kind is str:
@@ -163,7 +166,7 @@ class Documents:
                         kind is int or kind is float
                     ) and not -_SMALLEST_CARD < value < _SMALLEST_CARD:
                         numbers.append(value)
-                seen += len(node) + 1
+                seen += len(node)
                 if waiting > _MOST_TOGETHER:
                     if not self._are_clean(texts):
                         return False
@@ -176,6 +179,8 @@ class Documents:
                 break
             level = below
         else:
+            return False
+        if grid and _any_heading(document, self._is_heading):
             return False
         if seen >= MAX_NODES or not self._are_clean(texts) or any(map(_is_card_number, numbers)):
             return False
@@ -371,10 +376,15 @@ class Documents:
         """Return the lists in an object of which another list of it heads columns of secrets, by
         their keys, without these: ``{"columns": ["user", "pin"], "rows": [["bob", 1234]]}``."""
         lists = {key: item for key, item in value.items() if type(item) is list and item}
-        if len(lists) < 2:
+        if not lists:
             return {}
+        heads = dict(lists)
+        for key, item in value.items():
+            if type(item) is dict:
+                # {"schema": {"fields": […]}, "rows": […]}
+                heads |= {f"{key}.{n}": head for n, head in item.items() if type(head) is list}
         hidden: dict[str, Any] = {}
-        for key, item in lists.items():
+        for key, item in heads.items():
             columns = self._columns(item)
             for other, rows in lists.items() if columns else ():
                 if other == key:
@@ -390,10 +400,7 @@ class Documents:
         """Which columns hold secrets, and what they are called."""
         found: dict[int, str] = {}
         for index, heading in enumerate(headings[:_MOST_COLUMNS]):
-            told = [heading]
-            if type(heading) is dict:
-                told = [name for key, name in heading.items() if key.lower() in NAME_KEYS]
-            for name in told:
+            for name in _names_in(heading):
                 if self._is_heading(name):
                     found[index] = name
         return found
@@ -415,6 +422,26 @@ class Documents:
                     hidden = list(row) if hidden is row else hidden
                     hidden[index] = shown
         return hidden
+
+
+def _names_in(heading: Any) -> list[Any]:
+    """What a column is called: by its heading, or by an object that describes it."""
+    if type(heading) is not dict:
+        return [heading]
+    return [name for key, name in heading.items() if key.lower() in NAME_KEYS]
+
+
+def _any_heading(document: Any, is_heading: Callable[[Any], bool]) -> bool:
+    """Whether some object in `document` describes a column of secrets."""
+    waiting = [document]
+    while waiting:
+        node = waiting.pop()
+        if type(node) is dict:
+            if any(map(is_heading, _names_in(node))):
+                return True
+            node = node.values()
+        waiting += [item for item in node if type(item) is dict or type(item) is list]
+    return False
 
 
 def _is_card_number(value: int | float) -> bool:

@@ -22,8 +22,10 @@ from .quiet import (
     may_hold_credential,
     may_hold_scheme,
     may_hold_vendor_key,
+    may_state,
 )
 from .sensitive import MASK, SAYS_NOTHING, IsSensitive
+from .tables import mask_table
 
 # -- credentials ----------------------------------------------------------------------------
 
@@ -111,8 +113,18 @@ def _is_basic(credential: str) -> bool:
 # -- names and values -----------------------------------------------------------------------
 
 _WORD = r"[\w.-]++"
-# Up to three words, as in «API key: …»; the brackets and quotes that may close after the name.
-_NAME = rf"(?<![\w.-])((?:{_WORD} (?=\w)){{0,2}}+)({_WORD})[\\\"'`\])]*+"
+# Up to three words, as in «API key: …» and API+key=…; what may close after the name.
+_NAME = rf"(?<![\w.-])((?:{_WORD}[ +](?=\w)){{0,2}}+)({_WORD})[\\\"'`\])]*+"
+_SAID = (
+    "(?i:a|about|absent|accepted|active|allowed|already|also|an|and|available|being|blank|but|case"
+    "|changed|checked|closed|common|correct|created|currently|declined|deleted|denied|different"
+    "|disabled|empty|enabled|encrypted|exhausted|expired|for|forbidden|found|from|generated|given"
+    "|hashed|hidden|ignored|in|inactive|incorrect|invalid|just|locked|long|malformed|mandatory"
+    "|missing|necessary|needed|never|no|none|not|now|null|of|off|ok|okay|on|only|open|optional|or"
+    "|out|over|present|provided|refused|rejected|required|reset|returned|revoked|same|saved|sent"
+    "|short|shown|similar|still|stored|strong|supported|temporarily|that|the|to|too|unavailable"
+    "|unknown|unset|unsupported|updated|used|valid|verified|very|weak|what|where|wrong|your)"
+)
 _INLINE = re.compile(rf"{_NAME}=")
 _PROSE = re.compile(rf"{_NAME}(?:</[a-z]{{1,10}}>)?+(?:[ \t]*+(?:=>|->|:=|={{1,3}}|:)\s*+)")
 _OPTION = re.compile(r"(?<!\S)()--([\w-]{2,60}+)[ \t]++")
@@ -122,10 +134,26 @@ _NAMED = re.compile(
     r"""\\*+["']?([\w.-]{1,60}+)\\*+["']?(?:,\s{0,40}|\s{1,40})\\*+["']?"""
     r"""(?:values?|val|v|content)\\*+["']?[ \t]{0,4}[:=]\s{0,8}"""
     r"""|[(\[]\s{0,4}\\*+["']([\w .-]{1,60}+)\\*+["']\s{0,4},\s{0,8}"""
+    # s:3:"pin";s:4:"1234"; as PHP writes arrays.
+    r"""|s:[0-9]{1,9}:\\*+["']([\w .-]{1,60}+)\\*+["'];(?:[sSaO]:[0-9]{1,9}:|[idbNRr]:)"""
 )
 # Its longest match, as long as nobody quotes more often than this.
 _LONGEST_NAMED = 600
 _BACKSLASHES = "\\" * 64
+# «The password is …»: one word, and not what is usually said of passwords.
+_STATED = re.compile(
+    r"(?<![\w.-])((?:[\w.-]{1,40}+ ){0,2}?)([\w.-]{1,60}+)[\\\"'`\])]{0,8}+ (?:is|was|IS)"
+    rf"(?: (?:now|set to|still))?:? (?=\S)(?!{_SAID}\b(?![^\w\s]{{1,20}}\w))"
+)
+_STATED_VALUE = re.compile(r"\S++")
+# Content-Disposition: form-data; name="password", then an empty line, then the value.
+_EOL = r"(?:\r?\n|(?:\\{1,8}r)?\\{1,8}n)"
+_PART = re.compile(
+    r"""(?i)form-data;[^\r\n\\]{0,120}?\bname=\\*+["']?([^"'\r\n\\;]{1,400}+)"""
+    r"""[^\r\n\\]{0,300}"""
+    rf"""(?:\\*+"[^\r\n\\]{{0,300}})?(?:{_EOL}[\w-]{{1,60}}:[^\r\n\\]{{0,300}}){{0,5}}{_EOL}{_EOL}"""
+)
+_PART_END = re.compile(rf"{_EOL}--")
 _LAST_WORDS = frozenset(("key", "keys", "code", "number", "value", "word"))
 
 _TAGS = re.compile(r"(?:</?[A-Za-z][^<>\r\n]{0,200}>\s{0,8}){1,3}")
@@ -181,11 +209,18 @@ def _mask_once(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]
         text = _mask_values(_NAMED, text, is_sensitive, breathe)
     if "--" in text:
         text = _mask_values(_OPTION, text, is_sensitive, breathe)
+    if may_state(text):
+        text = _mask_values(_STATED, text, is_sensitive, breathe)
+    if "form-data;" in text.lower():
+        text = _mask_parts(text, is_sensitive, breathe)
+    text = mask_table(text, is_sensitive, breathe)
     return mask_credentials(text, breathe)
 
 
 def _may_be_named(text: str) -> bool:
     if "," in text and ("(" in text or "[" in text):
+        return True
+    if ";" in text and "s:" in text.lower():
         return True
     lower = text.lower()
     return "val" in lower or "content" in lower or _V.search(lower) is not None
@@ -193,7 +228,8 @@ def _may_be_named(text: str) -> bool:
 
 _V = re.compile(r"""v\\*+["']?[ \t]{0,4}[:=]""")
 _LONG_REFERENCE = re.compile(r"&#0*+[0-9]{8,}+")
-_UNICODE_ESCAPE = re.compile(r"\\u00([2-7][0-9a-fA-F])")
+# Escaped as deep as may be; not control characters, which would end lines, nor half a character.
+_UNICODE_ESCAPE = re.compile(r"(?<!\\)\\++u((?!00[01]|[dD][89a-fA-F])[0-9a-fA-F]{4})")
 
 
 # Neither in nor between escapes that make one character.
@@ -207,7 +243,7 @@ def _unescaped(text: str) -> str:
         text = html.unescape(_LONG_REFERENCE.sub("", text))
     if "%" in text:
         text = unquote(text, errors="replace")
-    if "\\u00" in text:
+    if "\\u" in text:
         text = _UNICODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
     return text
 
@@ -255,6 +291,23 @@ def _mask_values(
     return "".join([*kept, text[done:]]) if kept else text
 
 
+def _mask_parts(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]) -> str:
+    """Mask the values in a form that was quoted as it was sent: each up to the next boundary."""
+    kept, done = [], 0
+    for number, found in enumerate(_PART.finditer(text), 1):
+        if number % 50 == 0:
+            breathe()
+        start = found.end()
+        if start < done or not is_sensitive(found[1]):
+            continue
+        closing = _PART_END.search(text, start)
+        end = closing.start() if closing else len(text)
+        if text[start:end].strip():
+            kept += [text[done:start], MASK]
+            done = end
+    return "".join([*kept, text[done:]]) if kept else text
+
+
 def _value_end(text: str, start: int, found: re.Match[str], markup: bool) -> tuple[int, str]:
     """Where the value at `start` ends, and the quote around it, if it has one."""
     quote = _QUOTE.match(text, start)
@@ -268,6 +321,8 @@ def _value_end(text: str, start: int, found: re.Match[str], markup: bool) -> tup
     if _NOTHING.match(text, start):
         return start, ""
     name = found[found.lastindex or 2]
+    if found.re is _STATED:
+        return _STATED_VALUE.match(text, start).end(), ""  # type: ignore[union-attr]
     if found.re is _OPTION:
         return _QUERY_VALUE.match(text, start).end(), ""  # type: ignore[union-attr]
     in_query = found.start() > 0 and text[found.start() - 1] in "?&[" and text[start - 1] == "="

@@ -16,6 +16,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from .cards import may_be_card
+from .tables import may_be_table
 
 #: A text of letters and digits alone that is shorter is neither card, token nor key.
 SHORT = 11
@@ -123,6 +124,11 @@ def _may_hold_token(text: str) -> bool:
     )
 
 
+def may_state(text: str) -> bool:
+    """Whether something *is* something: «the password is …»."""
+    return " is" in text or " was" in text or " IS" in text
+
+
 def _may_hold_pair(text: str) -> bool:
     """("password", …"""
     return "," in text and ("(" in text or "[" in text) and ("'" in text or '"' in text)
@@ -131,6 +137,8 @@ def _may_hold_pair(text: str) -> bool:
 def may_name(text: str, names: Names) -> bool:
     """Whether a name that tells could stand beside its value in `text`, escaped or not."""
     if "<" in text or "\\" in text or ("-" in text and "--" in text):
+        return True
+    if (" " in text and may_state(text)) or may_be_table(text):
         return True
     if ":" in text or "=" in text or ">" in text:
         return not (names.usual and (_TIME.fullmatch(text) or _is_plain_address(text, names)))
@@ -184,6 +192,10 @@ def loud(texts: list[str], names: Names) -> list[str]:
     for sign in _TELLING:
         if sign in together:
             named.update([text for text in texts if sign in text])
+    if may_state(together):
+        named.update([text for text in texts if may_state(text)])
+    if "\n" in together:
+        named.update([text for text in texts if "\n" in text])
     if "-" in together and "--" in together:
         named.update([text for text in texts if "--" in text])
     if _may_hold_pair(together):

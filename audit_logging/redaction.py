@@ -30,10 +30,12 @@ from .masking import mask_path, mask_text
 from .names import names_of
 from .quiet import is_quiet_query
 from .sensitive import MASK, NAME_KEYS, SAYS_NOTHING, VALUE_KEYS
+from .tables import mask_table
 
 # Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
 _BROKEN_JSON = re.compile(r"""\{\s*["'{}\[]|\[\s*["'{\[]""")
 _EVENT_STREAM_LINE = re.compile(r"\s*+(?:data:[\s\ufeff]*+)?")
+_TABLE_TYPES = frozenset(("text/csv", "text/tab-separated-values"))
 _MOST_FIELDS = 10_000
 
 
@@ -166,7 +168,10 @@ class Redactor:
             )
         if not media:
             return summary("omitted_binary", media, size)
-        return _compared(text, self._plain(text))
+        plain = text
+        if media in _TABLE_TYPES:
+            plain = mask_table(text, self.is_sensitive, self._breathe, sure=True)
+        return _compared(text, self._plain(plain))
 
     def _plain(self, text: str) -> str:
         """Return prose, markup or an event stream without secrets."""

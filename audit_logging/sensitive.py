@@ -49,6 +49,7 @@ VALUE_KEYS = frozenset(("value", "values", "val", "v", "content"))
 
 _LONGEST_NAME = 200
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_PATH = re.compile(r"[\[\].:/]+")
 _NON_ALNUM = re.compile(r"[^a-z0-9]+")
 
 
@@ -81,6 +82,8 @@ def _decide(key: str, extra: frozenset[str]) -> bool:
         return False
     return (
         plain in extra
+        # user[loyalty_id], user.loyalty_id
+        or any(normalise_key(part) in extra for part in (_PATH.split(key) if extra else ()))
         or _PARTS.search(plain) is not None
         or any(word.lower() in _SENSITIVE_WORDS for word in _WORDS.findall(_compatible(key)))
     )
