@@ -133,6 +133,22 @@ class Transport(virtual.Transport):
     default_connection_params: ClassVar[dict[str, Any]] = {}
     connection_errors: tuple = (*virtual.Transport.connection_errors, SpoolError)
     channel_errors: tuple = (*virtual.Transport.channel_errors, SpoolError)
+    # With an event loop each child of a worker has a pipe of its own. Without one they share a
+    # queue, and a child that is killed while it waits there takes its lock along: the worker would
+    # never hand out anything again.
+    implements = virtual.Transport.implements.extend(asynchronous=True)
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Look for messages now and then, in a worker's event loop."""
+
+        def look() -> None:
+            try:
+                while True:
+                    self.drain_events(connection, timeout=0)
+            except TimeoutError:
+                pass
+
+        loop.call_repeatedly(self.polling_interval or 1.0, look)
 
     def driver_version(self) -> str:
         """The version of SQLite."""

@@ -194,6 +194,28 @@ def test_a_worker_grows_delivers_and_ends_with_its_deliveries_done(
     eventually(lambda: set(script.stored) == everything, 90, installation.said)
 
 
+def test_children_killed_while_they_wait_take_nothing_along(
+    installation: Installation, script: Script, send: Any
+) -> None:
+    """Not even the lock of a queue that their siblings would wait at for ever."""
+    worker = installation.worker("--concurrency", "2")
+    eventually(lambda: len(children(worker.pid)) == 2, 90, installation.said)
+    send(0)
+    eventually(lambda: set(script.stored) == set(batch(0)), 90, installation.said)
+    for n, which in enumerate((-1, 0), 1):
+        before = sorted(children(worker.pid))
+        os.kill(before[which], signal.SIGKILL)
+        eventually(
+            lambda before=before: len(now := children(worker.pid)) == 2 and sorted(now) != before,
+            60,
+            installation.said,
+        )
+        send(n)
+        eventually(lambda n=n: set(batch(n)) <= set(script.stored), 60, installation.said)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0, installation.said()
+
+
 def test_the_batch_of_a_killed_child_is_delivered_by_another(
     installation: Installation, script: Script, send: Any
 ) -> None:
