@@ -15,11 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.services.processes import descendants
+
 from . import contenders, peers
 from .service import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 _LAST_WORDS = 2000
+_WARM_UPS = 12
 
 
 class Died(Exception):
@@ -73,9 +76,12 @@ class Process:
         return json.loads(answer)
 
     def warm_up(self) -> None:
-        """Load it for a while: long enough for ours to have seen that it is busy."""
+        """Load it for a while: until ours has seen that it is busy, if it is."""
         ours = self.spec.recorded and contenders.contender(self.spec.contender).ours
-        self.tell("paced", requests=3000 if ours else 300, pause=0.002, seed=0)
+        for _ in range(_WARM_UPS if ours else 1):
+            self.tell("paced", requests=1000 if ours else 300, pause=0.002, seed=0)
+            if descendants(self.pid):
+                break
 
     @property
     def pid(self) -> int:

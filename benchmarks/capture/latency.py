@@ -97,7 +97,7 @@ def _round(both: tuple[Process, Process], requests: int, pause: float, number: i
             cpu[which].extend(answer["cpu"])
     hot: tuple[list[float], list[float]] = ([], [])
     for which in (0, 1, 1, 0):
-        hot[which].extend(both[which].tell("paced", requests=100, pause=0, seed=0)["wall"])
+        hot[which].extend(both[which].tell("paced", requests=200, pause=0, seed=0)["wall"][50:])
     median = [quantile(values, 0.5) for values in wall]
     p99 = [quantile(values, 0.99) for values in wall]
     cost = [quantile(values, 0.5) for values in cpu]
