@@ -150,8 +150,8 @@ _STATED_VALUE = re.compile(r"\S++")
 _EOL = r"(?:\r?\n|(?:\\{1,8}r)?\\{1,8}n)"
 _PART = re.compile(
     r"""(?i)form-data;[^\r\n\\]{0,120}?\bname=\\*+["']?([^"'\r\n\\;]{1,400}+)"""
-    r"""[^\r\n\\]{0,300}"""
-    rf"""(?:\\*+"[^\r\n\\]{{0,300}})?(?:{_EOL}[\w-]{{1,60}}:[^\r\n\\]{{0,300}}){{0,5}}{_EOL}{_EOL}"""
+    r"""[^\r\n\\]{0,300}+(?:\\*+"[^\r\n\\]{0,300}+){0,8}+"""
+    rf"""(?:{_EOL}[\w-]{{1,60}}:[^\r\n\\]{{0,300}}+){{0,5}}+{_EOL}{_EOL}"""
 )
 _PART_END = re.compile(rf"{_EOL}--")
 _LAST_WORDS = frozenset(("key", "keys", "code", "number", "value", "word"))

@@ -31,6 +31,8 @@ WORDS = [
     "name: token, value: ", "name: a value: ", "('token', ", "('a', ", "--token ", "--a ", "Token ",
     "digest a=", "token='", "token=''", "token=X('", "token: |\n a", "cookie: a\n a",
     "</a>token: <b>", "<a id=token>",
+    'form-data; name="token"', 'form-data; name="token"\n\n', "form-data;", "password is ", "a is ",
+    's:5:"token";s:9:', "a,token\n", "a,token\nb,", 'a,token\n"', "\\uff50", "a+b+c=", "1,2\n",
     "a b c d", "gh", "ghp_", "sk-", "&#1", "&am", "%4", "\\u0070", "4 ", "41/", "4   ",
 ]  # fmt: skip
 
@@ -45,6 +47,7 @@ SINKS: dict[str, Sink] = {
     "text": body("text/plain"),
     "html": body("text/html"),
     "xml": body("application/xml"),
+    "csv": body("text/csv"),
     "ndjson": body("application/x-ndjson"),
     "event stream": body("text/event-stream", "data: {}"),
     "form name": body("application/x-www-form-urlencoded", "{}=x"),
