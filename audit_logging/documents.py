@@ -28,6 +28,8 @@ _MANY_DIGITS = re.compile(r"\d\D{0,60}?\d\D{0,60}?\d")
 _OF_A_CARD = frozenset(("type", "brand", "scheme", "network", "last4", "count"))
 # Depth to which documents without secrets are told quickly.
 _GLANCE = 24
+# How many levels below the top are glanced at one by one where the whole is not clean.
+_GLANCES = 2
 _MOST_TOGETHER = 16_384
 _MOST_DIGITS = 4300
 _SMALLEST_CARD = 10**11
@@ -127,11 +129,18 @@ class Documents:
 
     def _is_clean(self, document: Any, text: str) -> bool:
         """Whether there is certainly nothing to redact; False says that a closer look is due."""
+        colons = self._colons_of_clean(document)
+        return colons is not None and _gives_keys_once(text, colons)
+
+    def _colons_of_clean(self, document: Any) -> int | None:
+        """Return how many colons a text of `document` has if there is certainly nothing to redact
+        in it, but for what a key given twice may have hidden; None: a closer look is due."""
         plain, breathe = self._names.plain, self._breathe
         texts: list[str] = []
         numbers: list[int | float] = []
         waiting = colons = seen = paused = 0
-        level: list[Any] = [[document]]
+        top = [document]
+        level: list[Any] = [top]
         grid = False
         for _ in range(_GLANCE):
             below: list[Any] = []
@@ -141,13 +150,13 @@ class Documents:
                     colons += len(node)
                     if not plain.issuperset(node):
                         if not self._is_plain_object(node):
-                            return False
+                            return None
                         colons += "".join(node).count(":")
                     values = node.values()
                 else:
                     if self._may_be_headed(node):
-                        return False
-                    grid = grid or type(node[0] if node else None) is list
+                        return None
+                    grid = grid or (node is not top and type(node[0] if node else None) is list)
                 for value in values:
                     kind = type(value)
                     if kind is str:
@@ -159,7 +168,7 @@ class Documents:
                                 texts.append(value)
                                 waiting += len(value)
                             elif mask_cards(value) != value:
-                                return False
+                                return None
                     elif kind is dict or kind is list:
                         below.append(value)
                     elif (
@@ -169,7 +178,7 @@ class Documents:
                 seen += len(node)
                 if waiting > _MOST_TOGETHER:
                     if not self._are_clean(texts):
-                        return False
+                        return None
                     colons += "".join(texts).count(":")
                     texts, waiting = [], 0
                 if seen - paused > 100:
@@ -179,13 +188,13 @@ class Documents:
                 break
             level = below
         else:
-            return False
+            return None
         if grid and _any_heading(document, self._is_heading):
-            return False
+            return None
         if seen >= MAX_NODES or not self._are_clean(texts) or any(map(_is_card_number, numbers)):
-            return False
+            return None
         colons += "".join(texts).count(":")
-        return _gives_keys_once(text, colons)
+        return colons
 
     def _is_plain_object(self, node: dict[str, Any]) -> bool:
         names = self._names
@@ -218,10 +227,8 @@ class Documents:
     # -- node by node ---------------------------------------------------------------------
 
     def _whole(self, document: Any, depth: int, task: Task) -> Any:
-        """Walk a document, once it is known which of its strings are worth a look."""
+        """Walk a document of its own: the body's, or one that a string holds."""
         before, task.loud = task.loud, None
-        if isinstance(document, (dict, list)):
-            task.loud = self._loud(document)
         redacted = self.walk(document, depth, task)
         task.loud = before
         return redacted
@@ -264,23 +271,38 @@ class Documents:
             self._breathe()
         if isinstance(value, str):
             return self.string(value, depth, task)
-        if isinstance(value, dict):
-            return self._object(value, depth, task)
-        if isinstance(value, list):
-            hidden = self._hidden_in_list(value)
-            items = [self.walk(item, depth - 1, task) for item in hidden]
-            same = all(new is old for new, old in zip(items, value, strict=True))
-            return value if same else items
+        if isinstance(value, (dict, list)):
+            # What is unclean is mostly so in one place: elsewhere a glance will do. Not at every
+            # depth, as each is at all below; further down the strings are looked at together.
+            if depth >= MAX_DEPTH - _GLANCES:
+                if depth < MAX_DEPTH and self._colons_of_clean(value) is not None:
+                    return value
+            elif task.loud is None:
+                task.loud = self._loud(value)
+                redacted = self._container(value, depth, task)
+                task.loud = None
+                return redacted
+            return self._container(value, depth, task)
         if isinstance(value, (int, float)):
             return MASK if _is_card_number(value) else value
         return value
+
+    def _container(self, value: Any, depth: int, task: Task) -> Any:
+        if isinstance(value, dict):
+            return self._object(value, depth, task)
+        hidden = self._hidden_in_list(value)
+        items = [self.walk(item, depth - 1, task) for item in hidden]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else items
 
     def string(self, value: str, depth: int, task: Task) -> str:
         """Return a string redacted, as JSON if it is that; `value` itself if nothing is.
 
         :raises TooComplex: as :meth:`walk`.
         """
-        if len(value) < 5 or (task.loud is not None and value not in task.loud):
+        if len(value) < 5:
+            return value
+        if not (loud([value], self._names) if task.loud is None else value in task.loud):
             return value
         stripped = value.lstrip(BLANK)
         if stripped[:1] not in OPENING:

@@ -94,7 +94,7 @@ def thorough() -> Iterator[None]:
         mock.patch.object(masking, "may_hold_scheme", return_value=True),
         mock.patch.object(masking, "may_hold_vendor_key", return_value=True),
         mock.patch.object(documents, "loud", lambda texts, _: texts),
-        mock.patch.object(documents.Documents, "_is_clean", return_value=False),
+        mock.patch.object(documents.Documents, "_colons_of_clean", return_value=None),
         mock.patch.object(redaction, "is_quiet_query", return_value=False),
     ):
         yield
