@@ -7,6 +7,7 @@ broker had taken while it seemed to refuse it; and the spool gives the oldest fi
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
 import shutil
@@ -35,6 +36,24 @@ Mood = Literal["up", "down", "deaf"]
 Where = Literal["before sending", "after sending", "before spooling", "after spooling"]
 WHERE: list[Where] = ["before sending", "after sending", "before spooling", "after spooling"]
 
+#: What may happen next; what is named more often happens more often.
+ACTIONS: list[tuple[Any, ...]] = [
+    *[("requests", 100, 3)] * 4,
+    *[("requests", 9_000, 4)] * 2,
+    ("requests", 30_000, 2),
+    ("requests", 0, 1),
+    *[("the_broker_changes", mood) for mood in ("up", "up", "down", "down", "deaf")],
+    *[("the_sender_works",)] * 5,
+    *[("the_overflow_thread_works",)] * 2,
+    *[("the_spool_is_replayed",)] * 3,
+    ("time_passes",),
+    ("the_spool_fails_for_a_moment",),
+    *[("it_is_killed_in_the_act", where, busy) for where in WHERE for busy in (True, False)],
+    ("it_is_killed",),
+    *[("it_is_stopped",)] * 2,
+]
+#: Nothing that compresses well, nor that looks like a secret.
+TEXT = "".join(random.Random(5).choices("abcdefghijklmnopqrstuvwxyz ", k=50_000)).encode()
 BUFFER_BYTES = 60_000
 COUNTERS = {"queued": metrics.queued, "spooled": metrics.spooled, "rejected": metrics.rejected}
 
@@ -66,9 +85,8 @@ class Accounting(RuleBasedStateMachine):
         self.died = 0
         #: Seconds by which the clock is ahead; leases run out by it.
         self.ahead = 0.0
-        self.random = random.Random(5)
 
-    @initialize(overflow=st.sampled_from(["spool", "drop"]))
+    @initialize(overflow=st.sampled_from(["spool", "spool", "spool", "drop"]))
     def begin(self, overflow: str) -> None:
         self.overflow = overflow
         self.born()
@@ -125,30 +143,31 @@ class Accounting(RuleBasedStateMachine):
         if self.mood == "deaf":
             raise TimeoutError("no answer")
 
+    @rule(action=st.sampled_from(ACTIONS))
+    def something_happens(self, action: tuple[str, ...]) -> None:
+        """One rule for all: of many rules each example would try a few alone."""
+        name, *arguments = action
+        getattr(self, name)(*arguments)
+
     # -- what befalls it ----------------------------------------------------------------------
 
-    @rule(size=st.sampled_from([0, 100, 9_000, 30_000]), times=st.integers(1, 4))
     def requests(self, size: int, times: int) -> None:
         for _ in range(times):
             decision = Decision(response_body=True, max_body_bytes=1 << 20)
             made = Exchange(RequestFactory().get(f"/{self.captured}"), decision)
             made.status, made.response_type = 200, "text/plain"
-            # Nothing that compresses, nor that looks like a secret.
-            words = (self.random.choice("abcdefgh ") for _ in range(size))
-            made.response_body, made.response_size = "".join(words).encode(), size
+            start = self.captured * 7 % 20_000
+            made.response_body, made.response_size = TEXT[start : start + size], size
             self.captured += 1
             self.own += 1
             self.transport.submit(made)
 
-    @rule(mood=st.sampled_from(["up", "down", "deaf"]))
     def the_broker_changes(self, mood: Mood) -> None:
         self.mood = mood
 
-    @rule()
     def the_sender_works(self) -> None:
         self.alive(self.sender)
 
-    @rule()
     def the_overflow_thread_works(self) -> None:
         """The sender hangs at the broker meanwhile."""
 
@@ -159,7 +178,6 @@ class Accounting(RuleBasedStateMachine):
 
         self.alive(step)
 
-    @rule()
     def the_spool_is_replayed(self) -> None:
         def step() -> None:
             self.transport.outbox._replay_at = 0.0
@@ -167,11 +185,9 @@ class Accounting(RuleBasedStateMachine):
 
         self.alive(step)
 
-    @rule()
     def time_passes(self) -> None:
         self.ahead += 400
 
-    @rule()
     def the_spool_fails_for_a_moment(self) -> None:
         """A folder stands where its file was."""
         path = self.transport.spool.path
@@ -191,7 +207,6 @@ class Accounting(RuleBasedStateMachine):
             (aside / file.name).rename(file)
         aside.rmdir()
 
-    @rule(where=st.sampled_from(WHERE), replaying=st.booleans())
     def it_is_killed_in_the_act(self, where: Where, replaying: bool) -> None:
         self.kill = where
         if replaying:
@@ -200,12 +215,10 @@ class Accounting(RuleBasedStateMachine):
             self.the_sender_works()
         self.kill = None
 
-    @rule()
     def it_is_killed(self) -> None:
         self.buried()
         self.born()
 
-    @rule()
     def it_is_stopped(self) -> None:
         def step() -> None:
             assert self.transport.flush(20)
@@ -237,8 +250,6 @@ class Accounting(RuleBasedStateMachine):
         self.lost += int(grown["rejected"])
         self.died += self.own - int(sum(grown.values()))
         self.transport.spool.close()
-        import atexit
-
         atexit.unregister(self.transport.shutdown)
 
     # -- what must hold -----------------------------------------------------------------------
@@ -270,9 +281,10 @@ class Accounting(RuleBasedStateMachine):
         found = {*self.arrived, *self.spooled(), *in_memory}
         missing = self.captured - len(found)
         counted = self.lost + int(self.grown()["rejected"]) + self.died
-        # Killed between the act and the note of it, a process may have placed what it had counted
-        # as nowhere yet.
-        assert missing <= counted if self.killed else missing == counted
+        assert missing <= counted
+        # Counted as lost and there all the same: what the broker took and seemed to refuse, and
+        # what a process was killed over, between the act and the note of it.
+        assert self.killed or counted - missing <= len(self.perhaps_twice)
 
     @precondition(lambda self: hasattr(self, "transport"))
     @invariant()
@@ -290,10 +302,13 @@ class Accounting(RuleBasedStateMachine):
         if hasattr(self, "transport"):
             # With a good broker everything leaves in the end.
             self.mood = "up"
-            while self.spooled() or len(self.transport.buffer):
+            for _ in range(100):
+                if not self.spooled() and not len(self.transport.buffer):
+                    break
                 self.the_sender_works()
                 self.time_passes()
                 self.the_spool_is_replayed()
+            assert self.spooled() == []
             self.everything_is_somewhere()
             self.buried()
         shutil.rmtree(self.folder, ignore_errors=True)
