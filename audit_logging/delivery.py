@@ -272,7 +272,8 @@ class Deliverer:
             self._declined(record, batch, error)
             return 0.0
         self.breaker.succeeded()
-        if len(again) == batch.count:
+        # Lines, not batch.count: producer records are no events.
+        if again and len(again) == len(batch.lines()):
             self.spool.release(RETRY_STREAM, records, self._delay(record))
             return 0.0
         if again:
@@ -285,7 +286,7 @@ class Deliverer:
                 self.spool.release(RETRY_STREAM, records, self._delay(record))
                 return 0.0
         if self.spool.settle(RETRY_STREAM, records):
-            metrics.replayed.inc(batch.count - len(again), spool="delivery")
+            metrics.replayed.inc(max(0, batch.count - len(again)), spool="delivery")
         self._gauges.measure()
         return 0.0
 
@@ -297,9 +298,11 @@ class Deliverer:
                     self._split(record, batch.lines())
                     return
             elif error.by_content and self._hopeless(record):
-                dead_letter_file.bury(
-                    self.dead_letters, [Refusal(batch.lines()[0], str(error), error.status)]
-                )
+                # Producer records are no events: nobody could do anything about one any more.
+                if batch.count:
+                    dead_letter_file.bury(
+                        self.dead_letters, [Refusal(batch.lines()[0], str(error), error.status)]
+                    )
                 self.spool.settle(RETRY_STREAM, [record])
                 self._gauges.measure()
                 return

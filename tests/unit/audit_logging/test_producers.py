@@ -20,7 +20,8 @@ import pytest
 from audit_logging import metrics, producer_files
 from audit_logging.batch import Batch
 from audit_logging.conf import LoggingSettings
-from audit_logging.delivery import Deliverer
+from audit_logging.delivery import GIVE_UP_AFTER, RETRY_STREAM, Deliverer
+from audit_logging.exceptions import Declined, RetryLater
 from audit_logging.outcome import Delivered, Refusal
 from audit_logging.producers import Producer
 from audit_logging.transport import Transport
@@ -593,6 +594,61 @@ def test_a_record_is_delivered_and_counted_as_no_event(
     deliverer.deliver(Batch.of(['{"request_id":"x"}']).message(), 1)
     assert metrics.dead_lettered.value() == before[1] + 1
     deliverer.stop()
+
+
+class Away:
+    """Takes nothing, or everything."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.answer: Exception | None = RetryLater("away")
+        self.clock = clock
+        self.sent = 0
+
+    def send(self, batch: Batch) -> Delivered:
+        self.sent += 1
+        if self.answer is not None:
+            raise self.answer
+        return Delivered(stored={"published": len(batch.lines())})
+
+
+@pytest.fixture
+def away(options: LoggingSettings) -> tuple[Away, Deliverer]:
+    """A publisher that is away, and a deliverer that keeps a record for it; drained by hand."""
+    clock = Clock()
+    target = Away(clock)
+    deliverer = Deliverer(target, options, sleep=lambda seconds: None, clock=clock)
+    deliverer.start = lambda: None  # type: ignore[method-assign]
+    producer = Producer(options)
+    producer.number()
+    deliverer.deliver(Batch.of(producer.due(0.0)).message(), 0)
+    assert deliverer.spool.stats(RETRY_STREAM).records == 1
+    deliverer.breaker.succeeded()
+    target.sent = 0
+    return target, deliverer
+
+
+def test_a_record_from_the_spool_is_delivered_once(away: tuple[Away, Deliverer]) -> None:
+    target, deliverer = away
+    target.answer = None
+    before = metrics.replayed.value()
+    for _ in range(5):
+        deliverer.drain_step()
+        target.clock.now += 400
+    assert target.sent == 1
+    assert deliverer.spool.stats(RETRY_STREAM).records == 0
+    assert metrics.replayed.value() == before
+
+
+def test_a_record_that_stays_declined_is_no_dead_letter(away: tuple[Away, Deliverer]) -> None:
+    target, deliverer = away
+    target.answer = Declined("unknown", by_content=True, status=400)
+    before = metrics.dead_lettered.value()
+    for _ in range(GIVE_UP_AFTER + 2):
+        deliverer.drain_step()
+        target.clock.now += 400
+    assert deliverer.spool.stats(RETRY_STREAM).records == 0
+    assert not deliverer.dead_letters.path.exists()
+    assert metrics.dead_lettered.value() == before
 
 
 class Stuck:
