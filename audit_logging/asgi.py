@@ -66,4 +66,4 @@ async def _live(application: Application, scope: Message, receive: Receive, send
 def _flush() -> None:
     from .transport import get_transport
 
-    get_transport().flush()
+    get_transport().shutdown()

@@ -48,6 +48,13 @@ class Buffer:
         """Whether the buffer is 80 % full, by count or by bytes."""
         return len(self._queue) >= self._many or self._bytes >= self._large
 
+    @property
+    def pressing(self) -> bool:
+        """Whether there is no time for naps: more waits than one round takes, or it may be lost."""
+        if self.overflow:
+            return len(self._queue) >= 2 * self.max_events or self._bytes >= self._large
+        return self.nearly_full
+
     def put(self, exchange: Exchange, number: Callable[[], int]) -> Refused | None:
         """Number and add `exchange`; return None, or why it was refused.
 
@@ -111,6 +118,11 @@ class Hand:
         self._parcels: deque[Parcel] = deque()
         self._size = 0
         self._closed = False
+
+    def __len__(self) -> int:
+        with self._lock:
+            parcels = sum(count for _, count in self._parcels)
+            return len(self._exchanges) + len(self._lines) + parcels
 
     def take(self, buffer: Buffer, max_events: int) -> int:
         """Take up to `max_events` from `buffer`; none while the hand is surrendered."""

@@ -19,8 +19,10 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
 
 if TYPE_CHECKING:
     from .buffer import Parcel
@@ -71,6 +73,9 @@ FIELDS = (
 )
 
 
+_KWARGS = FIELDS.index("kwargs")
+
+
 class Converted:
     """What a route's converter made of a part of the path: known by its text alone."""
 
@@ -81,16 +86,23 @@ class Converted:
         return self._text
 
 
-def write_frame(fd: int, content: Any, seconds: float | None = None) -> None:
-    """Write one frame, within `seconds` if given.
+def frame_of(content: Any) -> bytes:
+    """Return one frame.
 
     :raises ValueError: it holds what is no plain value.
+    """
+    body = marshal.dumps(content)
+    return _LENGTH.pack(len(body)) + body
+
+
+def write_frame(fd: int, frame: bytes, seconds: float | None = None) -> None:
+    """Write one frame, within `seconds` if given.
+
     :raises TimeoutError: nobody reads.
     :raises OSError: the other side is gone.
     """
-    body = marshal.dumps(content)
     wait = _waiter(fd, select.POLLOUT, seconds)
-    view = memoryview(_LENGTH.pack(len(body)) + body)
+    view = memoryview(frame)
     while view:
         wait()
         view = view[os.write(fd, view[:_CHUNK]) :]
@@ -133,18 +145,45 @@ def _read(fd: int, size: int, wait: Callable[[], None]) -> bytes:
     return b"".join(parts)
 
 
-def state_of(exchange: Exchange) -> list[Any]:
-    """Return what makes an exchange's event, as plain values."""
+def state_of(exchange: Exchange, is_sensitive: Callable[[str], bool]) -> list[Any]:
+    """Return what makes an exchange's event.
+
+    :param is_sensitive: tells which of a route's values are secrets; no other is looked at.
+    """
     state = [getattr(exchange, name) for name in FIELDS]
     if exchange.kwargs:
-        state[FIELDS.index("kwargs")] = {
-            str(name): value if type(value) in (str, int, bool) else (str(value),)
+        state[_KWARGS] = {
+            name: value if type(value) in (str, int, bool) else (str(value),)
             for name, value in exchange.kwargs.items()
-            if value is not None
+            if value is not None and is_sensitive(name)
         }
     else:
-        state[FIELDS.index("kwargs")] = {}
+        state[_KWARGS] = {}
     return state
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as one of the plain types that it is a kind of: a status that is an
+    HTTPStatus, a header that is a SafeString.
+
+    :raises ValueError: it is of no such kind.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, bytes):
+        return bytes(value)
+    if isinstance(value, str):
+        # Not str(), which may be overridden.
+        return "".join((value, ""))
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([plain(item) for item in value])
+    raise ValueError(f"{type(value).__name__} is no plain value")
 
 
 def exchange_from(state: list[Any]) -> Exchange:
@@ -178,7 +217,7 @@ def settings_of(options: LoggingSettings) -> dict[str, Any]:
     values = {name: getattr(options, name, None) for name in _OPTIONS}
     return {
         "django": {
-            "SECRET_KEY": str(settings.SECRET_KEY),
+            "SECRET_KEY": _secret_key(settings),
             "DATA_UPLOAD_MAX_MEMORY_SIZE": settings.DATA_UPLOAD_MAX_MEMORY_SIZE,
         },
         "options": {
@@ -187,6 +226,14 @@ def settings_of(options: LoggingSettings) -> dict[str, Any]:
             if value is not None
         },
     }
+
+
+def _secret_key(settings: Any) -> str | bytes:
+    try:
+        key = settings.SECRET_KEY
+    except ImproperlyConfigured:
+        return ""
+    return bytes(key) if isinstance(key, bytes) else str(key)
 
 
 def _plain(value: Any) -> Any:
@@ -235,9 +282,10 @@ def main() -> None:
         from .event import EventBuilder
 
         builder = EventBuilder(conf)
-        write_frame(target, READY)
+        write_frame(target, frame_of(READY))
         while _asked(parent):
-            write_frame(target, pack_all(builder, read_frame(0), conf.BATCH_BYTES))
+            answer = pack_all(builder, read_frame(0), conf.BATCH_BYTES)
+            write_frame(target, frame_of(answer))
     except (EOFError, BrokenPipeError):
         pass
 

@@ -110,8 +110,15 @@ class Exchange:
 
     def weigh(self) -> int:
         """Take down, and return, how many bytes this exchange holds in memory, about."""
-        self.weight = 2048 + len(self.request_body or b"") + len(self.response_body or b"")
-        return self.weight
+        # Headers and addresses are as long as a caller makes them.
+        try:
+            weight = 2048 + len(self.path) + sum(map(len, self.meta.values()))
+        except TypeError:
+            # A server, or a test, that puts something else than text there.
+            weight = 2048 + sum(len(str(value)) for value in self.meta.values())
+        weight += len(self.request_body or b"") + len(self.response_body or b"")
+        self.weight = weight
+        return weight
 
     def watch_request_body(self, request: HttpRequest) -> None:
         """See the body when the view reads it; read nothing that the view would not.
@@ -158,7 +165,8 @@ class Exchange:
                 self.request_size = None
         match = request.resolver_match
         if match is not None:
-            self.route, self.kwargs = match.route, match.kwargs
+            # Not what the URLconf adds of its own: a queryset, say, that is better left alone.
+            self.route, self.kwargs = match.route, match.captured_kwargs or {}
         try:
             self.user = _materialised_user(request)
         except Exception:
@@ -170,6 +178,12 @@ class Exchange:
         """Whether there is a body that would be recorded, and the service did not read it all."""
         watched = self._watched
         return watched is not None and watched.size != self.request_size and not watched.broken
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the body that nobody has read."""
+        watched = self._watched
+        return 0 if watched is None else (self.request_size or 0) - watched.size
 
     def read_rest(self) -> None:
         """Read what the service left unread; it may raise what reading raises."""
@@ -295,7 +309,11 @@ def _materialised_user(request: HttpRequest) -> str | None:
     if user is None or getattr(user, "is_authenticated", False) is not True:
         return None
     name = getattr(user, "get_username", None)
-    return str(name() if callable(name) else getattr(user, "pk", ""))[:256] or None
+    field = getattr(user, "USERNAME_FIELD", None)
+    if callable(name) and (field in user.__dict__ or not hasattr(user, "get_deferred_fields")):
+        return str(name())[:256] or None
+    # A name that was not loaded would be a query.
+    return str(getattr(user, "pk", ""))[:256] or None
 
 
 def _remember_exception(sender: Any, request: HttpRequest | None = None, **kwargs: Any) -> None:

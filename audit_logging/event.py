@@ -42,6 +42,8 @@ _MAX_HEADER = 4096
 _MAX_REASON = 1000
 _REASON_KEYS = ("detail", "error_description", "error", "message", "reason", "title", "errors")
 
+_REDIRECTS = (301, 302, 307, 308)
+
 OMITTED_POLICY = Body(None, "omitted_policy")
 
 
@@ -115,7 +117,6 @@ class EventBuilder:
         """Return the event of one exchange; its bodies fit MAX_EVENT_BYTES once encoded."""
         meta = exchange.meta
         redactor = self._redactor(exchange.max_body_bytes)
-        complete(exchange)
         path = redactor.path(exchange.path, exchange.kwargs)
         query = redactor.query(_text(meta.get("QUERY_STRING", "")))
         request_body = self._request_body(exchange, redactor)
@@ -265,18 +266,22 @@ def request_id(exchange: Exchange) -> str:
     return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:]}"
 
 
-def complete(exchange: Exchange) -> None:
+def complete(exchange: Exchange) -> bool:
     """Fill in what the service's own process alone can tell, and needs no haste: what a route
-    would have taken from the path where a slash was missing at its end, which Django answers with
-    a redirect, and no route."""
-    if exchange.route is not None or exchange.path.endswith("/") or len(exchange.path) > _MAX_PATH:
-        return
+    would have taken from a path that Django redirects to where a slash stands at its end.
+
+    :return: whether the service's own code was asked, which may have opened connections.
+    """
+    redirected = exchange.route is None and exchange.status in _REDIRECTS
+    if not redirected or exchange.path.endswith("/") or len(exchange.path) > _MAX_PATH:
+        return False
     try:
-        exchange.kwargs = resolve(f"{exchange.path}/").kwargs
+        exchange.kwargs = resolve(f"{exchange.path}/").captured_kwargs or {}
     except Exception:  # noqa: BLE001, S110
         # No such route; or none at all, or a converter of the service's that fails: an event
         # is not lost for that.
         pass
+    return True
 
 
 @lru_cache(maxsize=2048)

@@ -6,6 +6,7 @@ redirects, 404 pages) are recorded too.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from asyncio import CancelledError
@@ -53,6 +54,9 @@ class AuditMiddleware:
             markcoroutinefunction(self)
         # What this imports takes a while: at the start, not in the first request.
         get_transport()
+        # Before the transport's own, which was registered earlier; once for all middlewares.
+        atexit.unregister(_record_given_up)
+        atexit.register(_record_given_up)
         # Without the app in INSTALLED_APPS nobody else says so.
         checks.report()
 
@@ -167,6 +171,11 @@ def _submit(exchange: Exchange) -> None:
         get_transport().submit(exchange)
     except Exception:
         _internal_error("submit")
+    if _given_up:
+        _record_given_up()
+
+
+def _record_given_up() -> None:
     while _given_up:
         try:
             given_up = _given_up.popleft()
@@ -180,11 +189,11 @@ def _wait_for_body(request: HttpRequest, exchange: Exchange, response: HttpRespo
     try:
         when = when_to_take(exchange, request.META)
         if when == "now":
-            take(exchange)
+            take(exchange, request.META)
         if when != "at the end":
             return False
         exchange.stop_clock()
-        late = _Late(exchange, request.META.get("gunicorn.socket"))
+        late = _Late(exchange, request.META)
         response._resource_closers.append(late.close)
     except Exception:
         _internal_error("request body")
@@ -226,7 +235,8 @@ class _Pending:
 
     def close(self) -> None:
         """The response has ended, in whichever way: record it, once."""
-        if self._closed:
+        if self._closed or self._pid != os.getpid():
+            # A copy, in a forked child, is the parent's to record.
             return
         self._closed = True
         try:
@@ -242,12 +252,12 @@ class _Pending:
 class _Late(_Pending):
     """Reads the body that the service did not, when the answer has been sent."""
 
-    def __init__(self, exchange: Exchange, socket: Any) -> None:
+    def __init__(self, exchange: Exchange, environ: dict[str, Any]) -> None:
         super().__init__(exchange)
-        self._socket = socket
+        self._environ = environ
 
     def _see_the_end(self) -> None:
-        take(self._exchange, self._socket)
+        take(self._exchange, self._environ)
 
 
 class _Tee(_Pending):

@@ -13,11 +13,19 @@ from pathlib import Path
 
 from .breaker import Breaker
 from .buffer import Parcel
-from .builder_process import READY, read_frame, settings_of, state_of, write_frame
+from .builder_process import (
+    READY,
+    frame_of,
+    plain,
+    read_frame,
+    settings_of,
+    state_of,
+    write_frame,
+)
 from .capture import Exchange
 from .conf import LoggingSettings
-from .event import complete
 from .exceptions import BuilderUnavailable
+from .sensitive import normalise_key, sensitive_key
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +85,7 @@ class RemoteBuilder:
         self._ready = False
         self._breaker = Breaker(first=1.0, longest=60.0)
         self._used_at = time.monotonic()
+        self._extra = frozenset(normalise_key(key) for key in options.REDACT_KEYS)
 
     @property
     def unused(self) -> bool:
@@ -95,7 +104,7 @@ class RemoteBuilder:
                 self._start()
             elif self._answered():
                 self._ready = True
-        except (OSError, EOFError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - events are built here, whatever it is
             self._failed(error)
         return self._ready
 
@@ -107,21 +116,33 @@ class RemoteBuilder:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise BuilderUnavailable("There is no builder process.")
-        for exchange in exchanges:
-            complete(exchange)
+        frame = self._frame(exchanges)
         try:
-            states = [state_of(exchange) for exchange in exchanges]
-            write_frame(process.stdin.fileno(), states, _PATIENCE)
+            write_frame(process.stdin.fileno(), frame, _PATIENCE)
             parcels, failed = read_frame(process.stdout.fileno(), _PATIENCE)
-        except ValueError as error:
-            # Nothing was written yet: something of the service's own is no plain value.
-            raise BuilderUnavailable(f"An exchange cannot be sent: {error}") from error
-        except (OSError, EOFError) as error:
+            if sum(count for _, count in parcels) + failed != len(exchanges):
+                raise EOFError("it answered something else than it was asked")
+        except Exception as error:
+            # Whatever it is, what comes next out of the pipe cannot be trusted.
             self._failed(error)
             raise BuilderUnavailable(f"The builder process failed: {error!r}") from error
         self._breaker.succeeded()
         self._used_at = time.monotonic()
         return parcels, failed
+
+    def _frame(self, exchanges: list[Exchange]) -> bytes:
+        try:
+            states = [state_of(exchange, self._is_sensitive) for exchange in exchanges]
+            try:
+                return frame_of(states)
+            except ValueError:
+                return frame_of(plain(states))
+        except Exception as error:
+            # Something of the service's own; nothing was written yet.
+            raise BuilderUnavailable(f"An exchange cannot be sent: {error!r}") from error
+
+    def _is_sensitive(self, name: str) -> bool:
+        return sensitive_key(name, self._extra)
 
     def close(self) -> None:
         """End the process."""
@@ -149,7 +170,7 @@ class RemoteBuilder:
             for name, value in os.environ.items()
             if not name.upper().startswith(_NOT_INHERITED)
         }
-        environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        environ["PYTHONPATH"] = os.pathsep.join(str(entry or Path.cwd()) for entry in sys.path)
         self._process = process = subprocess.Popen(
             [_python(), "-m", "audit_logging.builder_process"],
             stdin=subprocess.PIPE,
@@ -160,7 +181,7 @@ class RemoteBuilder:
         if process.stdin is None:
             return
         os.set_blocking(process.stdin.fileno(), False)
-        write_frame(process.stdin.fileno(), settings_of(self._options), _PATIENCE)
+        write_frame(process.stdin.fileno(), frame_of(settings_of(self._options)), _PATIENCE)
 
     def _answered(self) -> bool:
         process = self._process

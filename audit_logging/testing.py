@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from .capture import Exchange
 from .conf import conf
-from .event import AuditEvent, EventBuilder
+from .event import AuditEvent, EventBuilder, complete
 from .flags import shared
 from .transport import Transport, set_transport
 
@@ -27,6 +27,7 @@ class RecordingTransport(Transport):
         """Build and keep the event."""
         exchange.producer_epoch, exchange.seq = "test", self._count
         self._count += 1
+        complete(exchange)
         self.events.append(self._builder.build(exchange))
 
     def flush(self, timeout: float | None = None) -> bool:

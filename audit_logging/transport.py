@@ -23,13 +23,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
+from django.db import connections
+
 from . import metrics, tracing
 from .background import Loop
 from .batch import pack
 from .buffer import Buffer, Hand
 from .capture import Exchange
 from .conf import LoggingSettings, conf
-from .event import EventBuilder
+from .event import EventBuilder, complete
 from .exceptions import BuilderUnavailable
 from .flags import in_test_run
 from .outbox import IDLE, STREAM, Outbox, Outcome, Send
@@ -51,6 +53,12 @@ _FRAME_BYTES = 1 << 20
 _OBSERVED = 64
 
 Place = Callable[[bytes, int], Outcome]
+
+
+def _complete(exchange: Exchange) -> None:
+    if complete(exchange):
+        # The service's code ran on a thread that nobody else closes connections of.
+        connections.close_all()
 
 
 class Slices:
@@ -115,6 +123,8 @@ class Transport:
         self._load = Load()
         self._idle = True
         self._gathering = False
+        #: Whether both threads were woken for a buffer that is nearly full.
+        self._alarmed = False
         self._attached = False
         self._refused: Counter[str] = Counter()
         self._sender_hand = Hand()
@@ -141,10 +151,13 @@ class Transport:
             metrics.rejected.inc(reason=refused)
             self._refused[refused] += 1
         if refused is not None or self.buffer.nearly_full:
-            self._sender.ensure_running()
-            self._sender.wake()
-            self._overflow.ensure_running()
-            self._overflow.wake()
+            if not self._alarmed:
+                # Once: woken by each request they would be in the way of all of them.
+                self._sender.ensure_running()
+                self._overflow.ensure_running()
+                self._alarmed = True
+                self._sender.wake()
+                self._overflow.wake()
         elif self._idle:
             # One request in many wakes the sender: it then gathers what comes, and its work does
             # not fall into the request that woke it.
@@ -165,14 +178,15 @@ class Transport:
         hand = self._sender_hand
         with hand.at_work:
             show_buffer(self.buffer)
-            taken = hand.take(self.buffer, self._options.BATCH_SIZE)
+            # What an error left in the hand goes first: the bound is the buffer's.
+            taken = len(hand) or hand.take(self.buffer, self._options.BATCH_SIZE)
             with tracing.span("batch", events=taken) if taken else nullcontext():
                 self._work_off(hand, self.outbox.dispatch)
         # Also when it never rests: nothing else tells how far its numbers have come.
         self._report()
+        self._choose_builder()
         if taken and self.buffer.nearly_full:
             return 0.0
-        self._choose_builder()
         # Also while there is traffic, which may never end.
         pause = self.outbox.replay()
         if taken:
@@ -183,6 +197,8 @@ class Transport:
 
     def _overflow_step(self) -> float:
         since = self.outbox.sending_since or self._building_since
+        # Before the look: whoever fills the buffer after it wakes this thread again.
+        self._alarmed = False
         nearly_full = self.buffer.nearly_full
         show_buffer(self.buffer)
         # Here and not where it happens: writing to a log is I/O.
@@ -192,20 +208,22 @@ class Transport:
             self.outbox.warn("events are LOST: %s", said)
         if not nearly_full:
             return IDLE * 60
-        self.outbox.warn("the buffer is 80 %% full: %s events", len(self.buffer))
-        if since is None or time.monotonic() - since < _HELD_UP:
+        held_up = since is not None and time.monotonic() - since >= _HELD_UP
+        if held_up or self.buffer.pressing:
+            self.outbox.warn("the buffer is 80 %% full: %s events", len(self.buffer))
+        if not held_up:
             # The sender is at work: it empties the buffer itself.
             return _HELD_UP / 2
         hand = self._overflow_hand
         with hand.at_work:
-            taken = hand.take(self.buffer, self._options.BATCH_SIZE)
+            taken = len(hand) or hand.take(self.buffer, self._options.BATCH_SIZE)
             self._work_off(hand, partial(self.outbox.keep, reason="overflow"))
         return 0.0 if taken else _HELD_UP / 2
 
     def _work_off(self, hand: Hand, place: Place, until: float | None = None) -> None:
         """Bring what is in `hand` to a place, batch by batch; begin no event after `until`."""
         in_hurry = until is not None
-        breathe = Slices(lambda: in_hurry or self.buffer.nearly_full)
+        breathe = Slices(lambda: in_hurry or self.buffer.pressing)
         # Made here, as two threads must not share one; it is light.
         builder = EventBuilder(self._options, breathe)
         remote = self._remote if hand is self._sender_hand else None
@@ -223,23 +241,31 @@ class Transport:
                 if self._build_remotely(remote, hand, group):
                     self._place(hand, place)
                     continue
-            breathe()
-            exchange = group[0]
-            try:
-                line = builder.encode(builder.build(exchange))
-            except Exception:
-                logger.exception("an event could not be built and is lost")
-                if hand.encoded(exchange, None):
-                    metrics.rejected.inc(reason="build_failed")
-                continue
-            size = len(line) if line.isascii() else len(line.encode())
-            if hand.size and hand.size + size >= self._options.BATCH_BYTES:
-                self._seal(hand)
-                self._place(hand, place)
-            # Not ours any more: flush() has it, and its line would be a second event.
-            hand.encoded(exchange, line, size + 1)
+            for exchange in group:
+                if until is not None and time.monotonic() >= until:
+                    break
+                breathe()
+                self._build_here(builder, hand, exchange, place)
         self._seal(hand)
         self._place(hand, place)
+
+    def _build_here(
+        self, builder: EventBuilder, hand: Hand, exchange: Exchange, place: Place
+    ) -> None:
+        try:
+            _complete(exchange)
+            line = builder.encode(builder.build(exchange))
+        except Exception:
+            logger.exception("an event could not be built and is lost")
+            if hand.encoded(exchange, None):
+                metrics.rejected.inc(reason="build_failed")
+            return
+        size = len(line) if line.isascii() else len(line.encode())
+        if hand.size and hand.size + size >= self._options.BATCH_BYTES:
+            self._seal(hand)
+            self._place(hand, place)
+        # Not ours any more: flush() has it, and its line would be a second event.
+        hand.encoded(exchange, line, size + 1)
 
     def _choose_builder(self) -> None:
         """With BUILD_IN = "auto": a process for the building as long as there is much of it."""
@@ -256,6 +282,8 @@ class Transport:
     def _build_remotely(self, remote: RemoteBuilder, hand: Hand, group: list[Exchange]) -> bool:
         self._building_since = time.monotonic()
         try:
+            for exchange in group:
+                _complete(exchange)
             parcels, failed = remote.build(group)
         except BuilderUnavailable as error:
             self.outbox.warn("events are built in the service's own process: %s", error)
@@ -331,9 +359,10 @@ class Transport:
         try:
             for other in others:
                 hand.receive(other.surrender())
-                self._place(hand, keep)
-                self._seal(hand)
-                self._place(hand, keep)
+                if time.monotonic() < end:
+                    self._place(hand, keep)
+                    self._seal(hand)
+                    self._place(hand, keep)
             while time.monotonic() < end and (
                 hand.next() or hand.take(self.buffer, self._options.BATCH_SIZE)
             ):

@@ -8,8 +8,10 @@ and where the caller asked first whether to send it at all, it stays unread, and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from io import BytesIO
+from socket import MSG_DONTWAIT, MSG_PEEK
 from tempfile import SpooledTemporaryFile
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from .capture import Exchange
 
 #: Seconds that a worker may be held for a body whose answer was sent.
 _MOMENT = 0.1
+_PAUSE = 0.002
 
 
 def when_to_take(
@@ -30,7 +33,7 @@ def when_to_take(
     if environ.get("HTTP_EXPECT") or (limit is not None and (exchange.request_size or 0) > limit):
         return None
     source = environ.get("wsgi.input")
-    if isinstance(source, (BytesIO, SpooledTemporaryFile)) or _of_the_test_client(source):
+    if isinstance(source, BytesIO) or _of_the_test_client(source) or _in_memory(source):
         return "now"
     # Django's own server reads it itself, at the end.
     if "gunicorn.socket" in environ or isinstance(source, LimitedStream):
@@ -38,22 +41,50 @@ def when_to_take(
     return None
 
 
-def take(exchange: Exchange, socket: Any = None) -> None:
-    """Read what the service left unread.
+def take(exchange: Exchange, environ: Mapping[str, Any]) -> None:
+    """Read what the service left unread, if all of it comes within a moment."""
+    socket = environ.get("gunicorn.socket")
+    if socket is None or _is_there(exchange.missing, socket, environ["wsgi.input"]):
+        try:
+            exchange.read_rest()
+        except OSError:
+            # It is marked as not read.
+            pass
 
-    :param socket: where it comes from, if that can keep us waiting.
+
+def _is_there(size: int, socket: Any, source: Any) -> bool:
+    """Whether `size` bytes of a body can be read without waiting, within a moment.
+
+    Looked at, and not tried: gunicorn gives up a connection whose body could not be read.
     """
-    waited = None if socket is None else socket.gettimeout()
-    try:
-        if socket is not None:
-            socket.settimeout(_MOMENT)
-        exchange.read_rest()
-    except OSError:
-        # Late, or never: it is marked as not read.
-        pass
-    finally:
-        if socket is not None:
-            socket.settimeout(waited)
+    size -= _read_ahead(source)
+    end = time.monotonic() + _MOMENT
+    while size > 0:
+        try:
+            seen = len(socket.recv(size, MSG_PEEK | MSG_DONTWAIT))
+            if not seen:
+                return False
+        except BlockingIOError:
+            seen = 0
+        except (OSError, ValueError):
+            # It is gone; or it is encrypted, and does not let itself be looked at.
+            return False
+        if seen < size and time.monotonic() >= end:
+            return False
+        if seen >= size:
+            break
+        time.sleep(_PAUSE)
+    return True
+
+
+def _read_ahead(source: Any) -> int:
+    """Bytes that gunicorn has received together with the request's head."""
+    buffer = getattr(getattr(getattr(source, "reader", None), "unreader", None), "buf", None)
+    return len(buffer.getvalue()) if isinstance(buffer, BytesIO) else 0
+
+
+def _in_memory(source: Any) -> bool:
+    return isinstance(source, SpooledTemporaryFile) and not getattr(source, "_rolled", True)
 
 
 def _of_the_test_client(source: Any) -> bool:

@@ -20,7 +20,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     order: list[str] = []
 
     class Flushed:
-        def flush(self) -> bool:
+        def shutdown(self) -> bool:
             order.append("flushed")
             return True
 

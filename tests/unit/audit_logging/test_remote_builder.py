@@ -7,6 +7,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ def test_every_field_that_makes_an_event_is_sent() -> None:
     declared = {
         name
         for name, value in vars(Exchange).items()
-        if not name.startswith("_") and not callable(value)
+        if not name.startswith("_") and not callable(value) and not isinstance(value, property)
     }
     assigned = {name for name in vars(exchange()) if not name.startswith("_")}
     assert (declared | assigned) - not_sent == set(FIELDS)
-    assert vars(exchange_from(state_of(exchange()))).keys() == set(FIELDS)
+    assert vars(exchange_from(state_of(exchange(), bool))).keys() == set(FIELDS)
 
 
 def test_batches_are_bounded(remote: RemoteBuilder) -> None:
@@ -107,14 +108,66 @@ def test_an_event_that_cannot_be_built_costs_itself_alone(remote: RemoteBuilder)
     assert failed == 1
 
 
-def test_what_is_no_plain_value_is_built_here(remote: RemoteBuilder) -> None:
-    class Own(str):
-        pass
+class Own(str):
+    """A text of the service's own kind."""
 
+    def __str__(self) -> str:
+        raise RuntimeError("nobody's to call")
+
+
+def test_values_of_the_services_own_kinds_are_sent_as_what_they_are(
+    options: Options, remote: RemoteBuilder
+) -> None:
+    made = exchange(
+        status=HTTPStatus.CREATED, user=Own("ada"), response_type=Own("application/json")
+    )
+    parcels, failed = remote.build([made])
+    (event,) = lines(parcels)
+    assert (event["response_code"], event["user"], failed) == (201, "ada", 0)
+
+
+class Hostile:
+    def __str__(self) -> str:
+        return 7  # type: ignore[return-value]
+
+
+def test_what_cannot_be_sent_is_built_here_and_stops_nothing(
+    options: Options, counted: Callable[..., float], remote: RemoteBuilder
+) -> None:
+    strange = exchange(1, kwargs={"token": Hostile()})
     with pytest.raises(BuilderUnavailable):
-        remote.build([exchange(0, user=Own("ada"))])
+        remote.build([exchange(0), strange])
     # It is no fault of the process.
-    assert lines(remote.build([exchange(1)])[0])[0]["seq"] == 1
+    assert lines(remote.build([exchange(2)])[0])[0]["seq"] == 2
+    sent = Sent()
+    transport = Transport(sent, options(BUILD_IN="process", LINGER_SECONDS=0))
+    try:
+        eventually(lambda: transport._remote is not None and transport._remote.ready, 30)
+        for one in (exchange(), strange, *(exchange() for _ in range(30))):
+            transport.submit(one)
+        eventually(lambda: len(sent.events) == 31, 30)
+        # The one whose own text fails is lost, and counted.
+        eventually(lambda: counted(metrics.rejected, reason="build_failed") == 1)
+    finally:
+        transport.close()
+
+
+def test_a_routes_value_is_asked_for_its_text_only_where_its_name_tells_of_a_secret() -> None:
+    state = state_of(exchange(kwargs={"pk": 7, "order": Hostile(), "none": None}), lambda _: False)
+    assert state[FIELDS.index("kwargs")] == {}
+
+
+def test_a_secret_key_in_bytes_makes_the_same_fingerprints(options: Options, settings: Any) -> None:
+    settings.SECRET_KEY = b"a key in bytes, as some keep it"
+    here = EventBuilder(options())
+    made = RemoteBuilder(options())
+    try:
+        eventually(lambda: made.ready, 30)
+        (event,) = lines(made.build([exchange()])[0])
+    finally:
+        made.close()
+    assert event["token_fingerprint"] == here.build(exchange()).token_fingerprint
+    assert event["token_fingerprint"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
