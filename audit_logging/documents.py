@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from .beside import hidden_in_list, hidden_keys, is_heading, is_name_key, shown
 from .cards import is_card, mask_cards
 from .names import Names
 from .quiet import SHORT, loud
-from .sensitive import MASK, NAME_KEYS, SAYS_NOTHING, VALUE_KEYS, normalise_key
+from .sensitive import MASK
 
 #: Nesting and size of JSON that is still looked through; beyond it the body is left out.
 MAX_DEPTH = 64
@@ -21,11 +21,10 @@ BLANK = "\ufeff \t\r\n"
 #: What a string that is JSON itself begins with, where it could hold anything.
 OPENING = ("{", "[", '"')
 # Keys of one row, beside a list that names its cells.
-_ROW_KEYS = frozenset(("row", "data", "record", "args", "params", *VALUE_KEYS))
+_ROW_KEYS = frozenset(
+    ("row", "data", "record", "args", "params", "value", "values", "val", "v", "content")
+)
 _MOST_COLUMNS = 1000
-_MANY_DIGITS = re.compile(r"\d\D{0,60}?\d\D{0,60}?\d")
-# What an object called "card" tells without the card.
-_OF_A_CARD = frozenset(("type", "brand", "scheme", "network", "last4", "count"))
 # Depth to which documents without secrets are told quickly.
 _GLANCE = 24
 # How many levels below the top are glanced at one by one where the whole is not clean.
@@ -197,21 +196,26 @@ class Documents:
         return colons
 
     def _is_plain_object(self, node: dict[str, Any]) -> bool:
-        names = self._names
+        names, told = self._names, False
         for key in node:
-            if key in names.plain or names.is_plain(key):
+            if key in names.plain:
                 continue
-            if names.is_sensitive(key) and self._hidden(key, node[key]) is not node[key]:
+            if key in names.told or names.is_told(key):
+                told = True
+                continue
+            if names.is_plain(key):
+                continue
+            if names.is_sensitive(key) and shown(key, node[key]) is not node[key]:
                 return False
             if loud([key], names):
                 return False
-        return self._named_value(node) is None
+        return not (told and hidden_keys(node, names.is_sensitive))
 
     def _may_be_headed(self, node: list[Any]) -> bool:
         """Whether a list could hold a name that tells of what stands elsewhere."""
         for value in node:
             if type(value) is str:
-                if value not in self._names.plain and self._is_heading(value):
+                if value not in self._names.plain and (self._is_heading(value) or value[:1] == "-"):
                     return True
             elif type(value) is list and any(type(cell) is str for cell in value):
                 return True
@@ -325,74 +329,30 @@ class Documents:
     def _object(self, value: dict[str, Any], depth: int, task: Task) -> dict[str, Any]:
         changed = False
         new: dict[str, Any] = {}
-        hidden = self._named_value(value)
+        hidden = hidden_keys(value, self._names.is_sensitive)
         tables = self._tables(value)
         for key, item in value.items():
             kept = key if len(key) < 5 else self.string(key, depth - 1, task)
-            if key == hidden or self._names.is_sensitive(key):
-                redacted = self._hidden(key, item)
+            if key in hidden or self._names.is_sensitive(key):
+                redacted = shown(key, item)
             else:
                 redacted = self.walk(tables.get(key, item), depth - 1, task)
             changed = changed or redacted is not item or kept is not key
             new[kept] = redacted
         return new if changed else value
 
-    @staticmethod
-    def _hidden(key: str, item: Any) -> Any:
-        """Return what is shown in place of `item`, which is a secret by its name."""
-        if item is None or isinstance(item, bool):
-            return item
-        if isinstance(item, str) and item.lower() in SAYS_NOTHING:
-            # An empty value tells nothing, and tells the reader that it was empty.
-            return item
-        if isinstance(item, dict) and normalise_key(key) == "card":
-            return {
-                name: value
-                if name in _OF_A_CARD and isinstance(value, (str, int)) and len(str(value)) <= 12
-                else MASK
-                for name, value in item.items()
-            }
-        return MASK
-
     # -- names that stand beside -----------------------------------------------------------
 
-    def _named_value(self, value: dict[str, Any]) -> str | None:
-        """The key of the value in ``{"name": "password", "value": …}``, if it is a secret."""
-        values = [key for key in value if len(key) < 8 and key.lower() in VALUE_KEYS]
-        if not values:
-            return None
-        for key, name in value.items():
-            if len(key) > 9 or key.lower() not in NAME_KEYS or not isinstance(name, str):
-                continue
-            if self._names.is_sensitive(name):
-                # Cookies are sold, too.
-                sold = normalise_key(name) in ("cookie", "cookies")
-                number = isinstance(value[values[0]], (int, float))
-                return None if sold and number else values[0]
-        return None
-
     def _is_heading(self, text: Any) -> bool:
-        """Whether `text` heads a column of secrets, or tells of the next in a list."""
-        if type(text) is not str or len(text) > 60 or _MANY_DIGITS.search(text):
-            return False
-        return self._names.is_sensitive(text)
+        return is_heading(text, self._names.is_sensitive)
 
     def _hidden_in_list(self, value: list[Any]) -> list[Any]:
         """Return a list without what its own strings call a secret: the columns that its first
-        row names, or each value after its name: ``["Authorization", "Bearer …", …]``."""
+        row names, or a value after its name."""
         first = value[0] if len(value) > 1 else None
         if type(first) is list:
             return self._without_columns(value, self._columns(first))
-        if type(first) is not str or len(value) % 2:
-            return value
-        hidden = value
-        for index in range(0, len(value), 2):
-            if self._is_heading(value[index]) and not isinstance(value[index + 1], (dict, list)):
-                shown = self._hidden(value[index], value[index + 1])
-                if shown is not value[index + 1]:
-                    hidden = list(value) if hidden is value else hidden
-                    hidden[index + 1] = shown
-        return hidden
+        return hidden_in_list(value, self._is_heading)
 
     def _tables(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return the lists in an object of which another list of it heads columns of secrets, by
@@ -439,10 +399,10 @@ class Documents:
         for index, name in columns.items():
             # The row of headings itself.
             if index < len(row) and row[index] != name:
-                shown = self._hidden(name, row[index])
-                if shown is not row[index]:
+                new = shown(name, row[index])
+                if new is not row[index]:
                     hidden = list(row) if hidden is row else hidden
-                    hidden[index] = shown
+                    hidden[index] = new
         return hidden
 
 
@@ -450,7 +410,7 @@ def _names_in(heading: Any) -> list[Any]:
     """What a column is called: by its heading, or by an object that describes it."""
     if type(heading) is not dict:
         return [heading]
-    return [name for key, name in heading.items() if key.lower() in NAME_KEYS]
+    return [name for key, name in heading.items() if is_name_key(key)]
 
 
 def _any_heading(document: Any, is_heading: Callable[[Any], bool]) -> bool:

@@ -24,7 +24,8 @@ from .quiet import (
     may_hold_vendor_key,
     may_state,
 )
-from .sensitive import MASK, SAYS_NOTHING, IsSensitive
+from .sensitive import MASK, SAYS_NOTHING, IsSensitive, without_invisible
+from .shell import mask_commands
 from .tables import mask_table
 
 # -- credentials ----------------------------------------------------------------------------
@@ -127,17 +128,30 @@ _SAID = (
 )
 _INLINE = re.compile(rf"{_NAME}=")
 _PROSE = re.compile(rf"{_NAME}(?:</[a-z]{{1,10}}>)?+(?:[ \t]*+(?:=>|->|:=|={{1,3}}|:)\s*+)")
-_OPTION = re.compile(r"(?<!\S)()--([\w-]{2,60}+)[ \t]++")
-# {"name": "password", "value": …}, also over lines, and ("password", …).
+_OPTION = re.compile(r"(?<![\w-])()--([\w-]{2,60}+)[ \t]++")
+# {"name": "password", "value": …}, also over lines, ("password", …) and "--password", "…".
 _NAMED = re.compile(
-    r"""(?i)\b()(?:name|key|k|field|header|id|label|type)\\*+["']?[ \t]{0,4}[:=][ \t]{0,4}"""
-    r"""\\*+["']?([\w.-]{1,60}+)\\*+["']?(?:,\s{0,40}|\s{1,40})\\*+["']?"""
-    r"""(?:values?|val|v|content)\\*+["']?[ \t]{0,4}[:=]\s{0,8}"""
+    r"""(?i)\b()(?:name|key|k|field|header|id|label|type|attribute|property|path)\\*+["']?"""
+    r"""[ \t]{0,4}[:=][ \t]{0,4}"""
+    r"""\\*+["']?([\w./-]{1,60}+)\\*+["']?(?:,\s{0,40}|\s{1,40})\\*+["']?"""
+    r"""(?:(?:new_?|old_?|string_?)?values?|val|v|content)\\*+["']?[ \t]{0,4}[:=]\s{0,8}"""
+    r"""|\b(?:name|label|question|field|attribute)\\*+["'][ \t]{0,4}:[ \t]{0,4}"""
+    r"""\\*+["']([\w./-]{1,60}+)\\*+["'],\s{0,40}\\*+["']"""
+    r"""(?:text|answer|response|before|after|old|new)\\*+["'][ \t]{0,4}:\s{0,8}"""
+    r"""|\\*+["']--?([\w-]{2,60}+)\\*+["']\s{0,4},\s{0,8}"""
     r"""|[(\[]\s{0,4}\\*+["']([\w .-]{1,60}+)\\*+["']\s{0,4},\s{0,8}"""
     # s:3:"pin";s:4:"1234"; as PHP writes arrays.
     r"""|s:[0-9]{1,9}:\\*+["']([\w .-]{1,60}+)\\*+["'];(?:[sSaO]:[0-9]{1,9}:|[idbNRr]:)"""
 )
-# Its longest match, as long as nobody quotes more often than this.
+# {"field": "password", "old": …, "new": …}: the second value; the first is told as any is.
+_CHANGED = re.compile(
+    r"""(?i)\b()(?:name|key|field|attribute|property|path)\\*+["'][ \t]{0,4}:[ \t]{0,4}"""
+    r"""\\*+["']([\w./-]{1,60}+)\\*+["'],\s{0,40}"""
+    r"""\\*+["'](?:old|new|before|after)\w{0,8}\\*+["'][ \t]{0,4}:[ \t]{0,4}"""
+    r"""(?:[\w.+-]{1,60}+|\\*+["'][^"'\\\n]{0,200}+\\*+["']),\s{0,40}"""
+    r"""\\*+["'](?:old|new|before|after)\w{0,8}\\*+["'][ \t]{0,4}:\s{0,8}"""
+)
+# The longest match of these, as long as nobody quotes more often than this.
 _LONGEST_NAMED = 600
 _BACKSLASHES = "\\" * 64
 # «The password is …»: one word, and not what is usually said of passwords.
@@ -206,9 +220,12 @@ def _mask_once(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]
     if ":" in text or "=" in text or "->" in text:
         text = _mask_values(_PROSE, text, is_sensitive, breathe)
     if _may_be_named(text):
+        if '",' in text or "'," in text:
+            text = _mask_values(_CHANGED, text, is_sensitive, breathe)
         text = _mask_values(_NAMED, text, is_sensitive, breathe)
     if "--" in text:
         text = _mask_values(_OPTION, text, is_sensitive, breathe)
+    text = mask_commands(text, breathe)
     if may_state(text):
         text = _mask_values(_STATED, text, is_sensitive, breathe)
     if "form-data;" in text.lower():
@@ -218,7 +235,7 @@ def _mask_once(text: str, is_sensitive: IsSensitive, breathe: Callable[[], None]
 
 
 def _may_be_named(text: str) -> bool:
-    if "," in text and ("(" in text or "[" in text):
+    if "," in text and ("(" in text or "[" in text or '",' in text or "'," in text):
         return True
     if ";" in text and "s:" in text.lower():
         return True
@@ -237,7 +254,8 @@ _NOT_IN_ESCAPE = " \n\t"
 
 
 def _unescaped(text: str) -> str:
-    """Return `text` with the escapes of HTML, addresses and JSON taken back once."""
+    """Return `text` with the escapes of HTML, addresses and JSON taken back once, and without
+    what nobody sees."""
     if "&" in text:
         # Numbers that no character has, which are not read in linear time, if at all.
         text = html.unescape(_LONG_REFERENCE.sub("", text))
@@ -245,7 +263,7 @@ def _unescaped(text: str) -> str:
         text = unquote(text, errors="replace")
     if "\\u" in text:
         text = _UNICODE_ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
-    return text
+    return without_invisible(text)
 
 
 def _names_secret(found: re.Match[str], is_sensitive: IsSensitive) -> bool:
@@ -266,7 +284,7 @@ def _mask_values(
 ) -> str:
     kept, done = [], 0
     markup = "</" in text
-    if pattern is not _NAMED:
+    if pattern is not _NAMED and pattern is not _CHANGED:
         each = matches(pattern, text, _NOT_IN_NAME, breathe)
     elif _BACKSLASHES in text:
         each = pattern.finditer(text)

@@ -6,8 +6,9 @@ import html.entities
 import re
 from functools import lru_cache
 
+from .beside import is_form_value_key, is_value_key
 from .quiet import may_hold_credential
-from .sensitive import VALUE_KEYS, normalise_key, sensitive_key
+from .sensitive import normalise_key, sensitive_key
 
 # What programs call things. Longer ones, and those of many digits, are no names that come again.
 _NAME = re.compile(r"(?:[A-Za-z_]|\d(?!\d?\d\d))(?:[A-Za-z_]|[.-](?!-)|\d(?!\d\d)){0,39}", re.ASCII)
@@ -25,6 +26,7 @@ class Names:
     :ivar plain: names known to tell nothing, and to be nothing by themselves. Bounded; only what
         looks like a name is kept.
     :ivar plain_parameters: those that can follow «&», too.
+    :ivar told: names that tell nothing, but what stands under them is told by what stands beside.
     :ivar quiet: values of headers that hold no secret, as most are sent again and again.
     :ivar usual: whether times and addresses can be taken for what they are: not where an operator
         gave a name that is part of one.
@@ -34,6 +36,7 @@ class Names:
         self.extra = extra
         self.plain: set[str] = set()
         self.plain_parameters: set[str] = set()
+        self.told: set[str] = set()
         self.quiet: set[str] = set()
         self.usual = not any(
             name in ("http", "https") or any(letter.isdigit() for letter in name) for name in extra
@@ -49,7 +52,7 @@ class Names:
             return True
         if (
             not _NAME.fullmatch(name)
-            or name.lower() in VALUE_KEYS
+            or is_value_key(name)
             or self.is_sensitive(name)
             or may_hold_credential(name)
         ):
@@ -58,6 +61,17 @@ class Names:
             # Someone makes names up. Those in use come back at once.
             self.plain = set()
         self.plain.add(name)
+        return True
+
+    def is_told(self, name: str) -> bool:
+        """Whether a value under `name` is a secret only by what stands beside it; remembers it."""
+        if name in self.told:
+            return True
+        if not is_value_key(name) or self.is_sensitive(name):
+            return False
+        if len(self.told) >= _MOST:
+            self.told = set()
+        self.told.add(name)
         return True
 
     def remember_quiet(self, value: str) -> None:
@@ -72,12 +86,18 @@ class Names:
         """Whether `name` is plain in ``a=b&name=…``, too; remembers it."""
         if name in self.plain_parameters:
             return True
-        if name.startswith(_REFERENCES) or not self.is_plain(name):
+        if name.startswith(_REFERENCES):
+            return False
+        if not self.is_plain(name) and not self._is_plain_in_forms(name):
             return False
         if len(self.plain_parameters) >= _MOST:
             self.plain_parameters = set()
         self.plain_parameters.add(name)
         return True
+
+    def _is_plain_in_forms(self, name: str) -> bool:
+        # ?from=…&to=…
+        return not is_form_value_key(name) and self.is_told(name)
 
 
 @lru_cache(maxsize=8)

@@ -16,6 +16,8 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from .cards import may_be_card
+from .sensitive import may_hide_letters
+from .shell import may_be_command
 from .tables import may_be_table
 
 #: A text of letters and digits alone that is shorter is neither card, token nor key.
@@ -38,7 +40,8 @@ _FEWEST = b"0" * 13
 # Digits stay, what may stand between them becomes a hyphen, all else a space.
 _NUMBERS = bytes(byte if 48 <= byte < 58 else 45 if byte in _BETWEEN else 32 for byte in range(256))
 
-_TIME = re.compile(
+#: A moment, as most programs write it.
+TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?"
     r"(?:Z|[+-][0-9]{2}:?[0-9]{2})?"
 )
@@ -138,10 +141,12 @@ def may_name(text: str, names: Names) -> bool:
     """Whether a name that tells could stand beside its value in `text`, escaped or not."""
     if "<" in text or "\\" in text or ("-" in text and "--" in text):
         return True
-    if (" " in text and may_state(text)) or may_be_table(text):
+    if (" " in text and (may_state(text) or may_be_command(text))) or may_be_table(text):
+        return True
+    if not text.isascii() and may_hide_letters(text):
         return True
     if ":" in text or "=" in text or ">" in text:
-        return not (names.usual and (_TIME.fullmatch(text) or _is_plain_address(text, names)))
+        return not (names.usual and (TIME.fullmatch(text) or _is_plain_address(text, names)))
     if "&" in text and ("&#" in text or html.unescape(text) != text):
         return True
     if "%" in text and unquote(text, errors="replace") != text:
@@ -194,6 +199,10 @@ def loud(texts: list[str], names: Names) -> list[str]:
             named.update([text for text in texts if sign in text])
     if may_state(together):
         named.update([text for text in texts if may_state(text)])
+    if may_be_command(together):
+        named.update([text for text in texts if may_be_command(text)])
+    if not together.isascii() and may_hide_letters(together):
+        named.update([text for text in texts if may_hide_letters(text)])
     if "\n" in together:
         named.update([text for text in texts if "\n" in text])
     if "-" in together and "--" in together:

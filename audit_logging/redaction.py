@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from .beside import hidden_in_form
 from .content import (
     FORM_TYPE,
     JSON_TYPES,
@@ -29,7 +30,7 @@ from .documents import BLANK, MAX_DEPTH, Documents, Task, TooComplex
 from .masking import mask_path, mask_text
 from .names import names_of
 from .quiet import is_quiet_query
-from .sensitive import MASK, NAME_KEYS, SAYS_NOTHING, VALUE_KEYS
+from .sensitive import MASK, SAYS_NOTHING
 from .tables import mask_table
 
 # Text that can only be meant as JSON: when it does not parse, nobody knows what it holds.
@@ -217,15 +218,14 @@ class Redactor:
             pairs += parse_qsl("&".join(fields[start : start + 50]), keep_blank_values=True)
             self._breathe()
         task = Task()
-        # name=password&value=…
-        named = any(key.lower() in NAME_KEYS and self.is_sensitive(value) for key, value in pairs)
+        told = hidden_in_form(pairs, self.is_sensitive)
         redacted = []
         try:
             for number, (key, value) in enumerate(pairs):
                 if number % 50 == 0:
                     self._breathe()
                 shown = MASK
-                if not self._is_secret(key, value, named):
+                if not self._is_secret(key, value, told):
                     shown = self._documents.string(value, MAX_DEPTH, task)
                 redacted.append((self._documents.string(key, MAX_DEPTH, task), shown))
         except TooComplex:
@@ -239,10 +239,8 @@ class Redactor:
             self._breathe()
         return "&".join(written)
 
-    def _is_secret(self, key: str, value: str, named: bool) -> bool:
-        if self.is_sensitive(key):
-            return value.lower() not in SAYS_NOTHING
-        return named and key.lower() in VALUE_KEYS
+    def _is_secret(self, key: str, value: str, told: Collection[str]) -> bool:
+        return (self.is_sensitive(key) or key in told) and value.lower() not in SAYS_NOTHING
 
 
 def _is_written(part: str, value: Any) -> bool:

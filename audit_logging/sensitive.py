@@ -1,4 +1,10 @@
-"""Names whose values are secrets, in any spelling."""
+"""Names whose values are secrets, in any spelling: in any case, with or without separators and
+accents, in full-width letters, in letters of other scripts that look like Latin ones, and with
+characters between that nobody sees.
+
+Not seen: letters that look alike in rarer scripts (Armenian, Cherokee, mathematical ones are),
+digits for letters («p4ssword»), and names in other languages than the few below.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +47,26 @@ _HARMLESS = re.compile(
 #: Values that tell no secret, and tell a reader something.
 SAYS_NOTHING = frozenset(("", "true", "false", "null", "none", "required", "optional"))
 
-#: {"name": "password", "value": …}, in any case.
-NAME_KEYS = frozenset(
-    ("name", "key", "k", "field", "header", "param", "parameter", "property", "id", "label", "type")
-)
-VALUE_KEYS = frozenset(("value", "values", "val", "v", "content"))
-
 _LONGEST_NAME = 200
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _PATH = re.compile(r"[\[\].:/]+")
 _NON_ALNUM = re.compile(r"[^a-z0-9]+")
+# First and last of each run.
+_HIDDEN = (
+    (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5),
+    (0x180B, 0x180E), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164),
+    (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xE0000, 0xE01EF),
+)  # fmt: skip
+_INVISIBLE = re.compile(f"[{''.join(f'{chr(first)}-{chr(last)}' for first, last in _HIDDEN)}]")
+# Cyrillic and Greek, and Latin letters that are taken apart by no normal form.
+_CYRILLIC = "аеорсухіјѕԁһԛԝкмтвнӏАЕОРСУХІЈЅԀҺԚԜКМТВНӀҮүԍɡ"
+_LATIN_1 = "aeopcyxijsdhqwkmtbhlAEOPCYXIJSDHQWKMTBHIYygg"
+_GREEK = "αονρικτυεχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧϲϳηıſɑøłđ"
+_LATIN_2 = "aovpiktuexwABEZHIKMNOPTYXcjnisaold"
+_LOOK_LIKE = {
+    **str.maketrans(_CYRILLIC + _GREEK, _LATIN_1 + _LATIN_2),
+    **{code: None for first, last in _HIDDEN for code in range(first, last + 1)},
+}
 
 
 def _compatible(key: str) -> str:
@@ -59,7 +75,19 @@ def _compatible(key: str) -> str:
 
     Normalisation takes time that grows with the square of a run of combining marks.
     """
-    return key if key.isascii() else unicodedata.normalize("NFKD", key[:_LONGEST_NAME])
+    if key.isascii():
+        return key
+    return unicodedata.normalize("NFKD", key[:_LONGEST_NAME]).translate(_LOOK_LIKE)
+
+
+def may_hide_letters(text: str) -> bool:
+    """Whether `text` holds characters that nobody sees."""
+    return _INVISIBLE.search(text) is not None
+
+
+def without_invisible(text: str) -> str:
+    """Return `text` without the characters that nobody sees."""
+    return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
 def normalise_key(key: str) -> str:

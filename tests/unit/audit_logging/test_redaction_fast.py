@@ -24,6 +24,7 @@ NAMES = [
     "password", "userPIN", "pin", "pin1", "PAN", "api_key", "api-key", "X-Auth-Token", "id.token",
     "loyalty id", "loyaltyId", "x5t", "ｐａｓｓ", "contraseña", "sid", "name", "value", "note",
     "shipping", "company", "notpin", "ltpin", "copyotp", "max_tokens", "https", "time", "a",
+    "p\u0430ss", "p\u200bin", "/user/password", "--password", "-p", "mysql", "curl", "-u",
 ]  # fmt: skip
 CREDENTIALS = [
     "eyJhbGciOiJIUzI1NiJ9.abc.def", "Bearer Xk9vTq7ZpL", "bearer\tXk9vTq7ZpL", "baſic dTpwYXNz",
@@ -44,12 +45,14 @@ GLUE = [
     "", " ", ":", "=", ": ", " = ", ":=", "=>", "->", " -> ", "--", " --", "&", "?", ",", ", ",
     "(", "[", "{", "}", "]", ")", "<", ">", "</td><td>", "<b>", "\\", "'", '"', '\\"', "\n", "\t",
     "\r\n", "\0", "&quot;", "&#58;", "&colon;", "&equals;", "%3D", "%3a", "%", "\\u003d", "+", "/",
+    " -p", " -u ", "mysql ", "curl ", "redis-cli -a ", "\u200b", "\ufeff",
     "T", "Z", ".", ";", "|", "@", "://", "('", "', '", "é", "\u0130", "\ud800",
 ]  # fmt: skip
 PLAIN = [
     "2026-11-23T10:11:12.123Z", "2026-11-23 10:11", "https://example.com/a/b?", "http://x/", "12",
     "550e8400-e29b-41d4-a716-446655440000", "hunter2", "Xk9vTq7ZpL", "00012345678905", "x", "100",
     "AT", "T", "Deliver before noon", "1704989259133687000", "PO-2024-000012345678", "[1]", "[[",
+    "-phunter2", "bob:hunter2",
 ]  # fmt: skip
 
 texts = st.lists(
@@ -65,6 +68,25 @@ texts = st.lists(
 ).map("".join)
 
 keys = st.one_of(st.sampled_from(NAMES), texts)
+BESIDE = [
+    "name", "Key", "field", "label", "question", "id", "type", "path", "from", "op", "attribute",
+]  # fmt: skip
+TOLD = [
+    "value", "Value", "content", "text", "answer", "from", "to", "before", "after", "new",
+    "new_value", "oldValue", "stringValue",
+]  # fmt: skip
+
+
+def beside(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Objects and lists that name their values."""
+    telling = st.dictionaries(st.sampled_from(BESIDE), st.sampled_from(NAMES), max_size=3)
+    told = st.dictionaries(st.sampled_from(TOLD), children, min_size=1, max_size=3)
+    words = st.sampled_from(NAMES) | st.sampled_from(PLAIN) | children
+    return st.builds(lambda names, values: names | values, telling, told) | st.lists(
+        words, max_size=5
+    )
+
+
 tree = st.recursive(
     st.one_of(
         texts,
@@ -76,7 +98,11 @@ tree = st.recursive(
         st.floats(),
         st.sampled_from([4111111111111111, 4111111111111111.0, -4111111111111111, 1e300]),
     ),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(keys, children, max_size=4),
+    lambda children: (
+        st.lists(children, max_size=4)
+        | st.dictionaries(keys, children, max_size=4)
+        | beside(children)
+    ),
     max_leaves=12,
 )
 
@@ -135,7 +161,11 @@ def test_documents(each: Redactor, document: Any, ascii_only: bool, indent: int 
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(keys, texts), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.one_of(keys, st.sampled_from(BESIDE), st.sampled_from(TOLD)), keys), max_size=4
+    )
+)
 def test_queries(pairs: list[tuple[str, str]]) -> None:
     for write in (str, lambda text: quote_plus(text, errors="replace")):
         query = "&".join(f"{write(key)}={write(value)}" for key, value in pairs)
@@ -170,6 +200,7 @@ def test_usual_texts_are_quiet(text: str) -> None:
 
 def test_usual_queries_are_quiet() -> None:
     assert is_quiet_query("page=2&sort=-created&ids=1,2,3&type=x", usual)
+    assert is_quiet_query("from=2026-01-01&to=2026-02-01", usual)
     assert not is_quiet_query("page=2&token=x", usual)
 
 

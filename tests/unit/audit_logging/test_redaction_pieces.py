@@ -26,6 +26,8 @@ redactor = Redactor(EXTRA, 1 << 20)
 @example("a %C3%A9 password%3Dhush &quot;pin&quot;: 1234", 1)
 @example("bearer\nXk9vTq7ZpL, https://bob:hu,sh@host", 3)
 @example("<b>password</b>: <i>hush</i>", 3)
+@example('curl x -u "bob:hush", mysql -h a -phush; ["--password", "hush"]', 3)
+@example('x "field": "pin", "old": "1", "new": "hush" and "label":"pin", "answer":"hush"', 8)
 def test_where_a_text_is_cut_changes_nothing(text: str, size: int) -> None:
     with mock.patch.object(pieces, "PIECE", 1 << 30):
         whole = redactor.text(text)

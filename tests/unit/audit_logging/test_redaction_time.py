@@ -33,7 +33,10 @@ WORDS = [
     "</a>token: <b>", "<a id=token>",
     'form-data; name="token"', 'form-data; name="token"\n\n', "form-data;", "password is ", "a is ",
     's:5:"token";s:9:', "a,token\n", "a,token\nb,", 'a,token\n"', "\\uff50", "a+b+c=", "1,2\n",
-    "a b c d", "gh", "ghp_", "sk-", "&#1", "&am", "%4", "\\u0070", "4 ", "41/", "4   ",
+    "mysql ", "mysql -p", " -p", "curl ", "curl -u ", "-u", "redis-cli -a ", "docker login ",
+    '"--token", ', '"-a", ', '"name":"token","text":', '"field":"a","old":"b","new":',
+    '"name":"a",', "token\u200b", "a b c d", "gh", "ghp_", "sk-", "&#1", "&am", "%4", "\\u0070",
+    "4 ", "41/", "4   ",
 ]  # fmt: skip
 
 Sink = Callable[[str], object]
