@@ -9,7 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .patterns import MATCHED_PATH, MAX_PATTERN, RuleError, check_together, compile_pattern
+from .patterns import (
+    CURE,
+    MATCHED_PATH,
+    MAX_PATTERN,
+    MOST_TOGETHER,
+    RuleError,
+    Together,
+    check_together,
+    compile_pattern,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +100,34 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def usable(items: Iterable[Any]) -> Iterator[Rule]:
-    """Give the admin's rules that can be used; the others are logged and left out."""
+    """Give the admin's rules that can be used; the others are logged and left out.
+
+    So are those that are too many, or too slow beside those before them: they are tried in each
+    request, and who made them may have had another version, or no form that says so.
+    """
+    together, taken, left = Together(), 0, []
     for number, item in enumerate(items, 1):
         try:
             rule = parse(item, "admin", number)
         except (RuleError, TypeError) as error:
             logger.warning("endpoint rule %.300r is left out: %s", item, error)
             continue
+        if taken == MAX_RULES or not together.take(rule.compiled and rule.pattern):
+            left.append(rule)
+            continue
+        taken += 1
         yield rule
+    if left:
+        logger.warning(
+            "%s endpoint rules are left out, first number %s, %.200r: at most %s are tried, and "
+            "together they may take no more than %.0f ms on any path. %s",
+            len(left),
+            left[0].number,
+            left[0].pattern,
+            MAX_RULES,
+            MOST_TOGETHER / 1e6,
+            CURE,
+        )
 
 
 def from_option(raw: Any) -> tuple[Rule, ...]:
@@ -127,5 +156,5 @@ def from_option(raw: Any) -> tuple[Rule, ...]:
             found.append(parse(item, "settings", number))
         except (RuleError, TypeError) as error:
             raise ValueError(f"Rule {number}: {error}") from None
-    check_together(rule.pattern for rule in found if rule.compiled is not None)
+    check_together(rule.compiled and rule.pattern for rule in found)
     return tuple(found)

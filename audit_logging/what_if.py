@@ -42,10 +42,10 @@ class RuleFormSet(BaseInlineFormSet):
         super().clean()
         patterns = [
             form.cleaned_data["pattern"]
+            if form.cleaned_data.get("match") == EndpointRule.Match.REGEX
+            else None
             for form in self.forms
-            if form not in self.deleted_forms
-            and form.is_valid()
-            and form.cleaned_data.get("match") == EndpointRule.Match.REGEX
+            if form not in self.deleted_forms and form.is_valid() and form.cleaned_data
         ]
         if len(self.forms) - len(self.deleted_forms) > MAX_RULES:
             raise ValidationError(f"At most {MAX_RULES} rules are tried. Join some.")

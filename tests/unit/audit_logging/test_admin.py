@@ -79,12 +79,12 @@ def test_rules_that_are_too_costly_together_are_refused(admin: Client) -> None:
     for n in range(20):
         rules |= {
             f"rules-{n}-position": "10", f"rules-{n}-match": "regex",
-            f"rules-{n}-pattern": rf"\w*{n}", f"rules-{n}-level": "none",
+            f"rules-{n}-pattern": f"[a-z]*{n}", f"rules-{n}-level": "none",
         }  # fmt: skip
     answer = admin.post("/admin/audit_logging/captureflags/add/", FORM | rules)
     assert answer.status_code == 200
     assert "All regular expressions together" in answer.content.decode()
     assert not CaptureFlags.objects.exists()
     # Those that are to be deleted cost nothing.
-    rules |= {f"rules-{n}-DELETE": "on" for n in range(4, 20)}
+    rules |= {f"rules-{n}-DELETE": "on" for n in range(2, 20)}
     assert admin.post("/admin/audit_logging/captureflags/add/", FORM | rules).status_code == 302

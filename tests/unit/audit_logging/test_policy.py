@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from audit_logging import policy
 from audit_logging.conf import LoggingSettings
 from audit_logging.models import CaptureFlags, EndpointRule
-from audit_logging.patterns import MATCHED_PATH, RuleError, compile_pattern
+from audit_logging.patterns import MATCHED_PATH, RuleError, check_together, compile_pattern
 from audit_logging.policy import (
     Policy,
     Rule,
@@ -23,6 +23,7 @@ from audit_logging.policy import (
     from_settings,
     overlay,
 )  # fmt: skip
+from audit_logging.rules import MAX_RULES
 
 Options = Callable[..., LoggingSettings]
 
@@ -169,14 +170,16 @@ def test_settings_told_by_another_process_make_the_same_policy(options: Options)
 
 REFUSED = [
     "(a+)+", "(a*)*b", "(a|aa)+$", "(a|a)*b", "(a|a?)+b", "(a?a?)+$", "(.|a)+b", r"(\w+\s?)*$",
-    r"(a)\1+", ".*a.*b", ".*.*.*x", "^a*a*a*$", "^(a*)(a*)(a*)$", "(?:/[a-z]+)+$", "(", "[z-a]",
+    r"(a)\1+", "[^/]*a.*b", ".+.*.*x", "^a*a*a*$", "^(a*)(a*)(a*)$", "(?:/[a-z]+)+$", "(", "[z-a]",
     "a" * 201, "(?:(?:a{1,9}){1,9}){1,9}b", "(x+x+)+y", "((a{2,}))+b",
+    "(?i)^.*a.*?X", "^.*a.*?b", "(?i)[a-z]*x", r"\w*$x", "^(.*)(.*)Z", "^.*(?:a.*)?b",
+    "a*" + "a" * 150 + "b",
 ]  # fmt: skip
 ACCEPTED = [
     r"^/iac/v1/[^/]+/items/[^/]+/prices/[^/]+$", "/orders", r"/v\d+/", r"\d+/orders", "/iac/.*/inv",
-    "^/iac/.*", "^/iac/.*/items/.*", r"^/v\d+/(?:orders|items)/\w+$", "(?:foo|bar)+/x",
+    "^/iac/.*", "^/iac/.*/items/.*", r"^/v\d+/(?:orders|items)/\w+$", "^(?:foo|bar)+/x",
     "/x/(?P<id>[0-9a-f-]{36})/y", "(?i)^/Orders(/|$)", r"^/(?!admin)\w+/", "a{3}b{2}", "^$", "",
-    "(?>a+)b", "a++b", "^.*a.*b", "^(?:a*)(?:(a*)$|b)",
+    "(?>a+)b", "a++b", "^.*a.*b", ".*/internal/.*", "(?i).*/login",
 ]  # fmt: skip
 HOSTILE = [
     "a" * 5000, "a" * MATCHED_PATH + "b", "a/" * 2500, "/iac/" * 1000, "1" * 5000, "/a/b" * 1000,
@@ -243,6 +246,25 @@ def test_a_rule_that_cannot_be_used_costs_itself_alone(
     flags = from_document({"flags": {}, "rules": [*bad, good]}, options())
     assert [item.pattern for item in flags.rules] == ["/a"]
     assert len(caplog.records) == len(bad)
+
+
+def test_rules_are_taken_while_they_are_few_and_quick_enough(
+    options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From a database or a publisher of another version, which lets in others than this one."""
+    slow = [{"match": "regex", "pattern": f"[a-z]*{n}", "level": "none"} for n in range(300)]
+    quick = [{"match": "substring", "pattern": f"/{n}", "level": "none"} for n in range(300)]
+    base = options(RULES=json.dumps(quick[:1]))
+    flags = from_document({"flags": {}, "rules": [*slow, *quick]}, base)
+    assert len([each for each in flags.rules if each.origin == "admin"]) == MAX_RULES
+    assert [each.pattern for each in flags.rules[:2]] == ["[a-z]*0", "[a-z]*1"]
+    taken = [each.pattern for each in flags.rules if each.match == "regex"]
+    assert len(taken) < 10
+    check_together(taken)
+    assert flags.rules[-1].origin == "settings"
+    (said,) = caplog.records
+    assert f"{600 - MAX_RULES} endpoint rules are left out, first number" in said.getMessage()
+    assert "Begin it with ^" in said.getMessage()
 
 
 @pytest.mark.parametrize(
