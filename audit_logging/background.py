@@ -113,6 +113,7 @@ class Snapshot(Generic[T]):
     :param interval: seconds between refreshes.
     :param load_first: load once in the first reader, before returning; never on a request path
         that promised to do no I/O.
+    :param before: called before each load on the background thread, and there alone.
     """
 
     def __init__(
@@ -123,12 +124,14 @@ class Snapshot(Generic[T]):
         interval: float,
         name: str,
         load_first: bool = False,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._load = load
         self._value = initial
         self._interval = interval
         self._name = name
         self._load_first = load_first
+        self._before = before
         self._failing = False
         self._tried = False
         self.loaded_at: float | None = None
@@ -172,5 +175,7 @@ class Snapshot(Generic[T]):
         self._loop.stop(timeout)
 
     def _step(self) -> float:
+        if self._before is not None:
+            self._before()
         self.refresh()
         return self._interval

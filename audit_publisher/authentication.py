@@ -82,8 +82,6 @@ def _parsed(pem: str) -> Any:
 def _load() -> Mapping[str, KnownConsumer]:
     from .models import Consumer
 
-    # The background thread keeps its connection; one that broke must not be used for ever.
-    close_old_connections()
     found = {}
     for consumer in Consumer.objects.prefetch_related("keys"):
         keys = {}
@@ -112,6 +110,9 @@ def _snapshot() -> Snapshot[Mapping[str, KnownConsumer]]:
         interval=conf.REFRESH_SECONDS,
         name="audit consumers and keys",
         load_first=True,
+        # The background thread keeps its connection; one that broke must not be used for ever.
+        # A request's, or a test's, is its own to close.
+        before=close_old_connections,
     )
 
 

@@ -51,8 +51,6 @@ class _Routes:
 def _load_routes() -> _Routes:
     from .models import TopicRoute
 
-    # The background thread keeps its connection; one that broke must not be used for ever.
-    close_old_connections()
     rows = list(
         TopicRoute.objects.order_by("topic").values_list("service_name", "topic", "enabled")
     )
@@ -69,6 +67,8 @@ def _snapshot() -> Snapshot[_Routes]:
         interval=conf.REFRESH_SECONDS,
         name="audit topic routes",
         load_first=True,
+        # The background thread keeps its connection; one that broke must not be used for ever.
+        before=close_old_connections,
     )
 
 

@@ -252,6 +252,31 @@ def test_every_metric_says_what_it_means_and_every_reason_is_explained() -> None
         assert reason in metrics.rejected.help
 
 
+def test_what_comes_before_a_load_is_the_background_threads_alone() -> None:
+    threads: list[threading.Thread] = []
+    loaded = threading.Event()
+
+    def load() -> int:
+        if threads:
+            loaded.set()
+        return 1
+
+    snapshot = Snapshot(
+        load,
+        initial=0,
+        interval=0.01,
+        name="before",
+        load_first=True,
+        before=lambda: threads.append(threading.current_thread()),
+    )
+    assert snapshot.refresh()
+    assert threads == []
+    assert snapshot.get() == 1
+    assert loaded.wait(20)
+    snapshot.stop()
+    assert {thread.name for thread in threads} == {"before"}
+
+
 def test_threads_lose_no_count(counted: Callable[..., float]) -> None:
     def work() -> None:
         for _ in range(2000):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import DatabaseError
+from django.db import DatabaseError, connection
 from django.test import Client
 from django.utils import timezone
 from prometheus_client import REGISTRY
 
 from audit_logging.signing import Signer
-from audit_publisher import authentication
+from audit_publisher import authentication, routing
 from audit_publisher.models import Consumer
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import CONSUMER, URL, Configure, stored
@@ -52,6 +53,16 @@ def refused(api: Client, headers: dict[str, str], reason: str) -> str:
     assert response["WWW-Authenticate"].startswith("Signature")
     assert counted(reason) == before + 1
     return document["detail"]
+
+
+@pytest.mark.parametrize("load", [authentication.refresh, routing.refresh])
+def test_the_first_load_leaves_the_request_its_connection(
+    db: None, monkeypatch: pytest.MonkeyPatch, load: Callable[[], bool]
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(connection, "close_if_unusable_or_obsolete", lambda: closed.append(True))
+    assert load()
+    assert not closed
 
 
 def test_a_good_signature(api: Client, consumer: Consumer, signer: Signer) -> None:
