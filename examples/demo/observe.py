@@ -220,16 +220,19 @@ def _correlation_id(line: str) -> str:
 
 def events_in(path: Path) -> Iterator[str]:
     """Yield the events, as JSON, that lie in one of the service's local queues."""
+    from audit_logging.batch import Batch
     from audit_logging.spool import DurableQueue
 
     queue = DurableQueue(path)
     try:
         for stream in queue.streams():
             for record in queue.read(stream, 0, max_bytes=256 << 20):
-                text = record.value.decode()
                 if path.name.startswith("broker"):
-                    # A Celery message, whose task takes (lines, how many).
-                    text = json.loads(base64.b64decode(json.loads(text)["body"]))[0][0]
-                yield from text.split("\n")
+                    # A Celery message, whose task takes (batch, how many events).
+                    body = base64.b64decode(json.loads(record.value)["body"])
+                    batch = Batch.from_message(*json.loads(body)[0])
+                else:
+                    batch = Batch.from_record(record.value, 0)
+                yield from batch.lines()
     finally:
         queue.close()

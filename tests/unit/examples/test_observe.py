@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
 
+from audit_logging.batch import Batch, pack
 from audit_logging.spool import DurableQueue, Record
-from examples.demo.observe import DEAD_LETTERS, Observer
+from examples.demo.observe import DEAD_LETTERS, Observer, events_in
 from examples.demo.prepare import Places
 from examples.demo.redacted import secrets_found, what_was_redacted
 from examples.demo.report import Counts
@@ -121,3 +124,16 @@ def test_what_redaction_changed_is_shown_and_nothing_else() -> None:
     assert shown["portal password"].stored == "password=[REDACTED]"
     assert "not kept" in shown["bearer token"].stored
     assert "access_token=[REDACTED]" in shown["access token"].stored
+
+
+def test_events_are_found_in_every_form_they_wait_in(tmp_path: Path) -> None:
+    lines = ['{"path": "/a"}', '{"path": "/b"}']
+    message = {"body": base64.b64encode(json.dumps([[Batch.of(lines).message(), 2]]).encode())}
+    body = json.dumps({"body": message["body"].decode()}).encode()
+    for name, value in (
+        ("broker.sqlite3", body),
+        ("capture-spool.sqlite3", pack(lines)),
+        ("dead-letters.sqlite3", "\n".join(lines).encode()),
+    ):
+        DurableQueue(tmp_path / name).append("any", [Record(value)])
+        assert list(events_in(tmp_path / name)) == lines
