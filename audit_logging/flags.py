@@ -168,6 +168,7 @@ class Flags:
     def __init__(self, options: LoggingSettings = conf, *, even_in_tests: bool = False) -> None:
         self._options = options
         self._even_in_tests = even_in_tests
+        self._said_quiet = False
         self._pid = 0
         self._loop: Loop | None = None
         self.reset()
@@ -242,7 +243,16 @@ class Flags:
         self._etag = tag
 
     def _quiet(self) -> bool:
-        return not self._even_in_tests and in_test_run()
+        if self._even_in_tests or not in_test_run():
+            return False
+        if not self._said_quiet:
+            self._said_quiet = True
+            logger.info(
+                "this is taken for a test run: FLAGS_SOURCE %s is not asked, and the settings' "
+                "flags hold",
+                self._options.FLAGS_SOURCE,
+            )
+        return True
 
     def _start(self) -> None:
         if self._source is not None and self._loop is not None and not self._quiet():
@@ -305,18 +315,23 @@ def _source(options: LoggingSettings) -> Source | None:
     return DatabaseSource(options) if options.FLAGS_SOURCE == "database" else None
 
 
+#: What pytest sets while it runs, from 8.2 on, and in the processes of pytest-xdist.
+_PYTEST_TELLS = {"PYTEST_VERSION", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST"}
+
+
 def in_test_run() -> bool:
     """Whether this process runs a Django test suite.
 
-    Nothing is imported to find out: a service in production has none of these modules loaded.
+    Nothing is imported to find out. That a module is there says nothing: a service in production
+    may have a test library loaded, and mails that it keeps in memory.
     """
-    if "pytest_django" in sys.modules:
-        # Also while it collects: a test module may make the application at its import.
-        return True
     state = getattr(sys.modules.get("django.test.utils"), "_TestState", None)
     if hasattr(state, "saved_data"):
         return True
-    return hasattr(sys.modules.get("django.core.mail"), "outbox")
+    # While pytest collects, too: a test module may make the application at its import.
+    return "pytest_django" in sys.modules and (
+        not _PYTEST_TELLS.isdisjoint(os.environ) or "pytest" in Path(*sys.argv[:1]).parts[-2:]
+    )
 
 
 _shared: Flags | None = None

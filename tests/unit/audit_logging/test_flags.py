@@ -407,3 +407,34 @@ def test_a_process_that_is_no_test_run_is_not_taken_for_one() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert answer.stdout.split() == ["False", "False", "True", "False"]
+
+
+def test_mails_in_memory_and_a_test_library_make_no_test_run() -> None:
+    code = (
+        "import django.conf; django.conf.settings.configure(); import django; django.setup();"
+        "from django.core import mail; import pytest_django, audit_logging.flags as f;"
+        "mail.get_connection('django.core.mail.backends.locmem.EmailBackend');"
+        "print(hasattr(mail, 'outbox'), f.in_test_run());"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DJANGO", "PYTEST_"))}
+    for more, expected in (({}, "False"), ({"PYTEST_VERSION": "8.2"}, "True")):
+        answer = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment | more,
+        )
+        assert answer.stdout.split() == ["True", expected]
+
+
+def test_a_test_run_is_told_of_once(
+    options: Callable[..., LoggingSettings], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "audit_logging.flags")
+    flags = Flags(options(FLAGS_SOURCE="database"))
+    flags.get()
+    assert not flags.prime()
+    assert [record.getMessage()[:31] for record in caplog.records] == [
+        "this is taken for a test run: F"
+    ]
