@@ -8,7 +8,7 @@ where the name is «password», and a review where it is «Secret Garden».
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -38,7 +38,9 @@ _VALUES = frozenset((
 ))  # fmt: skip
 _CONTENTS = frozenset(("content",))
 _SAID = frozenset(("text", "answer", "response", "reply"))
-_CHANGES = frozenset(("new", "old", "before", "after", "from", "to", "previous", "current"))
+_CHANGES = frozenset(
+    ("new", "old", "before", "after", "from", "to", "previous", "current", "lhs", "rhs")
+)
 _ALL_VALUES = _VALUES | _CONTENTS | _SAID | _CHANGES
 _IN_FORMS = _VALUES | _CONTENTS
 _CHANGED = _VALUES | _CHANGES
@@ -54,6 +56,7 @@ _LONGEST_NAME = 200
 _STEPS = re.compile(r"[/.\[\]$'\"]+")
 _LAST_STEPS = frozenset(("key", "keys", "code", "number", "no", "num", "value", "id", "word"))
 _MOST_STEPS = 300
+_DEEPEST = 20
 
 _MANY_DIGITS = re.compile(r"\d\D{0,60}?\d\D{0,60}?\d")
 _WORDY = re.compile(r"[A-Za-z]+(?:[ _.:/-]{1,2}(?:[A-Za-z]+|[0-9]{1,2}))*+")
@@ -139,13 +142,28 @@ def _told(
     cookies are sold, too."""
     told: set[str] = set()
     sold: set[str] = set()
-    for key, name in items:
-        if type(name) is not str or len(key) > _LONGEST_KEY or not (kind := _name_kind(key)):
-            continue
+    for kind, name in _names_among(items):
         if tells_of := _told_by(kind, name, is_sensitive, in_patch):
             cookies = normalise_key(name) in ("cookie", "cookies")
             (sold if cookies else told).update(tells_of)
     return told, sold
+
+
+def _names_among(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Give what could be a name, and what kind of name its key says."""
+    for key, name in items:
+        if len(key) > _LONGEST_KEY or not (kind := _name_kind(key)):
+            continue
+        if type(name) is str:
+            yield kind, name
+        elif type(name) is list and kind in _PATHS:
+            # {"path": ["user", "password"], …}
+            yield kind, "/".join(step for step in name[-_DEEPEST:] if type(step) is str)
+        elif type(name) is dict and kind in _NAMES:
+            # {"field": {"name": "password"}, …}
+            for inner, text in name.items():
+                if type(text) is str and len(inner) <= _LONGEST_KEY and _name_kind(inner):
+                    yield _name_kind(inner), text
 
 
 def _told_by(kind: str, name: str, is_sensitive: IsSensitive, in_patch: bool) -> frozenset[str]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from urllib.parse import urlencode
 
 import pytest
 
@@ -132,3 +133,26 @@ def test_pairs_of_characters_and_repeated_beginnings(where: str) -> None:
 def test_shapes_that_took_minutes(make: Callable[[int], str]) -> None:
     for where in ("text", "json string", "json key", "form name", "form value", "query"):
         assert not stalls(SINKS[where], make, LONG), where
+
+
+@pytest.mark.parametrize(
+    ("content_type", "write"),
+    [
+        ("text/json", lambda pairs: json.dumps(dict(pairs))),
+        ("application/x-www-form-urlencoded", urlencode),
+    ],
+)
+def test_many_names_beside_many_values(
+    content_type: str, write: Callable[[list[tuple[str, str]]], str]
+) -> None:
+    def spellings(word: str, most: int) -> list[str]:
+        marks = (f"{number:014b}".translate({48: "-", 49: "_"}) for number in range(most))
+        return [row[:7] + word[:2] + row[7:] + word[2:] for row in marks]
+
+    def names_and_values(length: int) -> list[tuple[str, str]]:
+        most = length // 60
+        names = [(name, "password") for name in spellings("name", most)]
+        return names + [(value, "hush") for value in spellings("value", most)]
+
+    sink = body(content_type)
+    assert not stalls(sink, lambda length: write(names_and_values(length)), LONG // 2)
