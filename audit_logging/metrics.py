@@ -22,6 +22,7 @@ from .metric_files import Files
 try:
     import prometheus_client
     import prometheus_client.core
+    import prometheus_client.values
 except ImportError:
     prometheus_client = None  # type: ignore[assignment]
 
@@ -40,19 +41,28 @@ _lock = threading.Lock()
 _export_lock = threading.Lock()
 
 
+#: Seconds that a fork, which is the host's, waits at most for whoever is at those files.
+_FORK_WAITS = 0.05
+_export_held = False
+
+
 def _before_fork() -> None:
-    _export_lock.acquire()
+    global _export_held
+    _export_held = _export_lock.acquire(timeout=_FORK_WAITS)
     _lock.acquire()
 
 
 def _after_fork_in_parent() -> None:
     _lock.release()
-    _export_lock.release()
+    if _export_held:
+        _export_lock.release()
 
 
 def _after_fork_in_child() -> None:
     global _lock, _export_lock
     _lock, _export_lock = threading.Lock(), threading.Lock()
+    if not _export_held:
+        _free_prometheus()
     for metric in METRICS:
         # What the parent counted is the parent's to export.
         metric.forked()
@@ -66,6 +76,24 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
+
+
+def _free_prometheus() -> None:
+    """Open the locks of prometheus_client that an exporting thread held at the fork.
+
+    That thread is not in this child, and one of the locks is shared by all metrics of the host.
+    What they guard is whole: prometheus_client begins its files anew in a child.
+    """
+    if prometheus_client is None:
+        return
+    held = [getattr(getattr(metric, "_exported", None), "_lock", None) for metric in METRICS]
+    made = getattr(prometheus_client.values.ValueClass, "__init__", None)
+    held += [cell.cell_contents for cell in getattr(made, "__closure__", None) or ()]
+    for lock in held:
+        # As the standard library does with its own.
+        open_again = getattr(lock, "_at_fork_reinit", None)
+        if open_again is not None:
+            open_again()
 
 
 def export() -> None:

@@ -302,6 +302,7 @@ def test_a_fork_waits_until_nobody_is_within_prometheus(monkeypatch: pytest.Monk
             leave.wait(10)
             within.clear()
 
+    monkeypatch.setattr(metrics, "_FORK_WAITS", 10.0)
     monkeypatch.setattr(metrics.captured, "_exported", Slow())
     monkeypatch.setattr(metrics.captured, "due", {(): 1.0})
     thread = threading.Thread(target=metrics.export)
@@ -310,6 +311,36 @@ def test_a_fork_waits_until_nobody_is_within_prometheus(monkeypatch: pytest.Monk
     threading.Timer(0.05, leave.set).start()
     assert in_child(lambda: not within)
     thread.join()
+
+
+def test_a_fork_does_not_wait_for_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    class Stuck:
+        def inc(self, amount: float) -> None:
+            entered.set()
+            leave.wait(30)
+
+    monkeypatch.setattr(metrics.captured, "_exported", Stuck())
+    monkeypatch.setattr(metrics.captured, "due", {(): 1.0})
+    thread = threading.Thread(target=metrics.export)
+    thread.start()
+    assert entered.wait(5)
+
+    def child() -> bool:
+        metrics.export()
+        return True
+
+    try:
+        for _ in range(2):
+            assert in_child(child)
+            assert not leave.is_set()
+            assert thread.is_alive(), "the fork waited until the disk was done"
+            assert metrics._export_lock.locked(), "what the exporting thread holds was given back"
+    finally:
+        leave.set()
+        thread.join()
+    metrics.export()
 
 
 def test_a_fork_while_another_thread_counts_does_not_lock_the_child() -> None:
