@@ -57,6 +57,7 @@ _STEPS = re.compile(r"[/.\[\]$'\"]+")
 _LAST_STEPS = frozenset(("key", "keys", "code", "number", "no", "num", "value", "id", "word"))
 _MOST_STEPS = 300
 _DEEPEST = 20
+_ARGUMENT = re.compile(r"(?<!\w)(\w{1,60}+)[ \t]{0,8}:\s{0,40}\$(\w{1,60}+)")
 
 _MANY_DIGITS = re.compile(r"\d\D{0,60}?\d\D{0,60}?\d")
 _WORDY = re.compile(r"[A-Za-z]+(?:[ _.:/-]{1,2}(?:[A-Za-z]+|[0-9]{1,2}))*+")
@@ -208,6 +209,24 @@ def _is_source(key: str, node: Mapping[str, Any]) -> bool:
     value = node[key]
     moves = key == "from" and node.get("op") in ("move", "copy")
     return moves and isinstance(value, str) and value.startswith("/")
+
+
+def hidden_variables(node: Mapping[str, Any], is_sensitive: IsSensitive) -> dict[str, Any] | None:
+    """Return the variables of a GraphQL operation without those that are given to an argument
+    with a telling name, ``login(password: $p)``; None where there is no such."""
+    query, variables = node.get("query"), node.get("variables")
+    if type(query) is not str or type(variables) is not dict or "$" not in query:
+        return None
+    hidden = {
+        found[2]
+        for found in _ARGUMENT.finditer(query)
+        if found[2] in variables and is_sensitive(found[1])
+    }
+    if not hidden:
+        return None
+    return {
+        name: shown(name, value) if name in hidden else value for name, value in variables.items()
+    }
 
 
 # -- in lists -------------------------------------------------------------------------------

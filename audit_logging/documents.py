@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .beside import hidden_in_list, hidden_keys, is_heading, is_name_key, shown
+from .beside import hidden_in_list, hidden_keys, hidden_variables, is_heading, is_name_key, shown
 from .cards import is_card, mask_cards
 from .names import Names
 from .quiet import SHORT, loud
@@ -331,6 +331,8 @@ class Documents:
         new: dict[str, Any] = {}
         hidden = hidden_keys(value, self._names.is_sensitive)
         tables = self._tables(value)
+        if (variables := hidden_variables(value, self._names.is_sensitive)) is not None:
+            tables["variables"] = variables
         for key, item in value.items():
             kept = key if len(key) < 5 else self.string(key, depth - 1, task)
             if key in hidden or self._names.is_sensitive(key):

@@ -31,12 +31,12 @@ _LONGEST_COMMAND = 200
 _LONGEST = 600
 _LETTER = re.compile(
     rf"(?<![\w-])(?:(?:{'|'.join(map(re.escape, _BY_P))}|(?:docker|podman|helm registry|az|oc)"
-    r" login)\b(?=[ ])[^\n;|&]{0,400}? -p|redis-cli\b(?=[ ])[^\n;|&]{0,400}? -a)[ \t]{0,4}"
+    r" login)\b(?=[ ])(?:[^\n;|&]|\\\n){0,400}? -p|redis-cli\b(?=[ ])[^\n;|&]{0,400}? -a)[ \t]{0,4}"
 )
 _SECRET = re.compile(r""""[^"\n]*+"|'[^'\n]*+'|[^\s"'<>;|&\\,)\]}-][^\s"'<>;|&\\]*+""")
 _USER_OPTION = re.compile(
-    r"""(?<![\w-])(?:-[uU]|--(?:proxy-)?user)(?:=|[ \t]{0,4})["']?(?=[0-9]{0,60}+[^\s:"'0-9])"""
-    r"""[^\s:"']{1,100}+:(?=[^\s"'])"""
+    r"""(?<![\w-])(?:-[A-Za-z]{0,6}[uU]|--(?:proxy-)?user)(?:=|[ \t]{0,4})["']?"""
+    r"""(?=[0-9]{0,60}+[^\s:"'0-9])[^\s:"']{1,100}+:(?=[^\s"'])"""
 )
 _REST = re.compile(r"""[^\s"']++""")
 
@@ -50,7 +50,7 @@ def mask_commands(text: str, breathe: Callable[[], None]) -> str:
     """Return `text` without the passwords that commands are given by a letter."""
     if may_be_command(text):
         text = _without(_LETTER, _SECRET, text, breathe)
-    if "curl" in text and ":" in text and ("-u" in text or "-U" in text or "user" in text):
+    if "curl" in text and ":" in text and "-" in text:
         text = _without(_USER_OPTION, _REST, text, breathe)
     return text
 

@@ -93,6 +93,24 @@ def test_names_anywhere_in_a_list(words: list[Any]) -> None:
         assert MASK in written
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "mutation($p: String!) { login(password: $p) { id } }",
+        "mutation($p:String!){login(user:$u,input:{name:$u, pin:$p}){id}}",
+        "mutation($p: String!) {\n  reset(\n    newPassword:\n $p\n  )\n}",
+    ],
+)
+@pytest.mark.parametrize("value", [SECRET, {"x": SECRET}])
+def test_variables_of_an_operation(query: str, value: Any) -> None:
+    document = {"query": query, "variables": {"p": value, "u": "bob"}}
+    for written in (of(document), of([document]), of({"a": json.dumps(document)})):
+        assert SECRET not in written
+        assert "bob" in written
+    harmless = {"query": "query($p: Int) { items(page: $p) { id } }", "variables": {"p": 3}}
+    assert of(harmless) == json.dumps(harmless)
+
+
 def test_numbers_after_names_in_a_list() -> None:
     assert of(["a", "pin", 918273]) == f'["a", "pin", "{MASK}"]'
     assert of(["a", "session", 3]) == '["a", "session", 3]'
@@ -112,6 +130,8 @@ def test_numbers_after_names_in_a_list() -> None:
         f"mysql -u root -p{SECRET} db",
         f"mysqldump -h x -p '{SECRET}'",
         f"echo x | docker login -u bob -p {SECRET}",
+        f"mysql -h x \\\n  -p{SECRET}",
+        f"curl -sSu bob:{SECRET} http://x",
         f"sshpass -p {SECRET} ssh x",
         f"redis-cli -h x -a {SECRET}",
         f"Set-Cookie: a={SECRET}; Path=/",
