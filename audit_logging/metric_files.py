@@ -30,12 +30,14 @@ class Counts:
     :ivar counters: by metric and labels.
     :ivar gauges: likewise, each with the time (epoch seconds) it was set.
     :ivar histograms: by metric: observations in each bucket, and their sum.
+    :ivar holds: names of files whose counts are among these: they count no more.
     """
 
     def __init__(self) -> None:
         self.counters: dict[str, dict[Key, float]] = {}
         self.gauges: dict[str, dict[Key, tuple[float, float]]] = {}
         self.histograms: dict[str, tuple[list[int], float]] = {}
+        self.holds: list[str] = []
 
     def add(self, other: Counts, merge: Callable[[str], str] | None) -> None:
         """Add what another process counted.
@@ -78,6 +80,7 @@ class Counts:
                     for name, values in self.gauges.items()
                 },
                 "histograms": self.histograms,
+                "holds": self.holds,
             }
         )
 
@@ -96,6 +99,7 @@ class Counts:
                 found.gauges[name] = {tuple(row[:-2]): (row[-2], row[-1]) for row in rows}
             for name, (counts, total) in document["histograms"].items():
                 found.histograms[name] = list(counts), total
+            found.holds = [str(name) for name in document.get("holds", ())]
         except (TypeError, KeyError, AttributeError, IndexError) as error:
             raise ValueError(f"no metrics: {error!r}") from error
         return found
@@ -164,11 +168,18 @@ class Files:
         across = {metric.name: getattr(metric, "across", "") for metric in metrics}
         with self._lock:
             total, gone, ended = Counts(), Counts(), []
+            found = {}
             for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
                 try:
-                    counts = Counts.load(path.read_text())
+                    found[path] = Counts.load(path.read_text())
                 except (OSError, ValueError):
                     # Of another version, or just replaced by somebody who tidies.
+                    continue
+            held = {name for counts in found.values() for name in counts.holds}
+            for path, counts in found.items():
+                if path.name in held:
+                    # Whoever tidied was stopped before it was removed.
+                    ended.append(path)
                     continue
                 owner = path.name.partition("-")[0]
                 if owner.isdigit() and alive(int(owner)):
@@ -186,6 +197,8 @@ class Files:
 
     def _tidy(self, gone: Counts, ended: list[Path]) -> None:
         kept = self.folder / f"{_GONE}-{secrets.token_hex(4)}{_SUFFIX}"
+        # Named in the sum: a kill before all of them are removed must not count them twice.
+        gone.holds = [path.name for path in ended]
         try:
             self._put(kept, gone)
         except OSError:

@@ -286,6 +286,47 @@ def test_damaged_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
     assert files.read(metrics.METRICS).counters == {"audit_log_captured_total": {(): 2.0}}
 
 
+@pytest.mark.parametrize("stopped_after", range(3))
+def test_whoever_is_killed_while_it_tidies_counts_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
+) -> None:
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                files = Files(tmp_path)
+                files.take(metrics.captured, (), 3.0)
+                files.write()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    name = metrics.captured.name
+
+    def counted(*, tidy: bool) -> float:
+        return Files(tmp_path).read(metrics.METRICS, tidy=tidy).counters[name][()]
+
+    assert counted(tidy=False) == 6
+    unlink, left = Path.unlink, [stopped_after]
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        try:
+            counted(tidy=True)
+        except KeyboardInterrupt:
+            assert stopped_after < 2
+    assert len(list(tmp_path.iterdir())) == 3 - stopped_after
+    assert [counted(tidy=tidy) for tidy in (False, True, False)] == [6, 6, 6]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_disk_that_fails_loses_no_count(tmp_path: Path) -> None:
     files = Files(tmp_path / "later")
     files.take(metrics.captured, (), 2.0)
