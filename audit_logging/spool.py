@@ -9,6 +9,7 @@ What it promises:
 - :meth:`DurableQueue.append` returns when the records are on disk (``synchronous=FULL``); a
   process killed at any byte leaves all of an append or none of it.
 - It is bounded: an append that would pass `max_bytes` raises :class:`SpoolFull`.
+- It can be emptied on a full disk: see :mod:`.reserve`. There, appends are refused before that.
 - Consumers that share a stream *lease* records, so that two do not work on the same one; a lease
   that its owner did not settle runs out, and the record is handed out again (at least once).
 """
@@ -25,8 +26,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from .exceptions import SpoolFull, SpoolUnavailable
+from .exceptions import SpoolError, SpoolFull, SpoolUnavailable
+from .reserve import Reserve, may_be_full
+
+T = TypeVar("T")
 
 #: Header name and value; a value is bytes of unknown quality, or None.
 Header = tuple[str, bytes | None]
@@ -135,6 +140,7 @@ class DurableQueue:
         self._clock = clock
         self._timeout = timeout
         self._local = _Connections()
+        self._reserve = Reserve(self.path)
 
     def __repr__(self) -> str:
         return f"DurableQueue({str(self.path)!r})"
@@ -149,6 +155,16 @@ class DurableQueue:
         """
         if not records:
             return range(0)
+        try:
+            return self._append(stream, records)
+        except SpoolUnavailable as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+        # No room for a larger reserve: an empty log needs less.
+        self._checkpoint()
+        return self._append(stream, records)
+
+    def _append(self, stream: str, records: Sequence[Record]) -> range:
         now = int(self._clock() * 1_000_000)
         size = sum(record.size for record in records)
         with self._write() as connection:
@@ -161,6 +177,7 @@ class DurableQueue:
                         f"{self.path.name} holds {used:,} of {self.max_bytes:,} bytes; "
                         f"{size:,} more do not fit."
                     )
+            self._reserve.ensure(size)
             connection.execute(
                 "INSERT INTO stream VALUES (?, 0, 0, 0, 0) ON CONFLICT DO NOTHING", (stream,)
             )
@@ -227,7 +244,8 @@ class DurableQueue:
 
     def trim(self, stream: str, before: int) -> int:
         """Forget the records before offset `before`; return how many there were."""
-        with self._write() as connection:
+
+        def remove(connection: sqlite3.Connection) -> int:
             count, size = connection.execute(
                 "SELECT count(*), coalesce(sum(size), 0) FROM record"
                 " WHERE stream = ? AND offset < ?",
@@ -241,7 +259,9 @@ class DurableQueue:
                 " low_offset = max(low_offset, min(?, next_offset)) WHERE name = ?",
                 (size, count, before, stream),
             )
-        return count
+            return int(count)
+
+        return self._remove(remove)
 
     # -- consuming by lease ---------------------------------------------------------------
 
@@ -269,14 +289,17 @@ class DurableQueue:
             ).fetchone()
         if waiting is None:
             return []
-        with self._write() as connection:
+        token = f"{owner}:{time.monotonic_ns()}"
+
+        def mark(connection: sqlite3.Connection) -> list[StoredRecord]:
             taken = self._leasable(connection, stream, now, max_records, max_bytes)
-            token = f"{owner}:{time.monotonic_ns()}"
             connection.executemany(
                 "UPDATE record SET leased_until = ?, lease = ?, attempts = attempts + 1"
                 " WHERE stream = ? AND offset = ?",
                 [(now + seconds, token, stream, record.offset) for record in taken],
             )
+            return taken
+
         return [
             StoredRecord(
                 value=record.value,
@@ -287,7 +310,7 @@ class DurableQueue:
                 attempts=record.attempts + 1,
                 lease=token,
             )
-            for record in taken
+            for record in self._remove(mark)
         ]
 
     def _leasable(
@@ -307,9 +330,11 @@ class DurableQueue:
 
     def settle(self, stream: str, records: Iterable[StoredRecord]) -> int:
         """Remove records that are done with; return how many were still ours to remove."""
-        removed = size = 0
-        with self._write() as connection:
-            for record in records:
+        done = list(records)
+
+        def remove(connection: sqlite3.Connection) -> int:
+            removed = size = 0
+            for record in done:
                 row = connection.execute(
                     "DELETE FROM record WHERE stream = ? AND offset = ? AND lease IS ?"
                     " RETURNING size",
@@ -324,7 +349,9 @@ class DurableQueue:
                 " next_offset) WHERE name = ?",
                 (size, removed, stream, stream),
             )
-        return removed
+            return removed
+
+        return self._remove(remove)
 
     def release(
         self,
@@ -340,15 +367,18 @@ class DurableQueue:
             owner could do nothing with any record.
         """
         until = self._clock() + delay if delay else 0.0
-        with self._write() as connection:
+        returned = [
+            (until, 0 if tried else 1, stream, record.offset, record.lease) for record in records
+        ]
+
+        def mark(connection: sqlite3.Connection) -> None:
             connection.executemany(
                 "UPDATE record SET leased_until = ?, lease = NULL, attempts = attempts - ?"
                 " WHERE stream = ? AND offset = ? AND lease IS ?",
-                [
-                    (until, 0 if tried else 1, stream, record.offset, record.lease)
-                    for record in records
-                ],
+                returned,
             )
+
+        self._remove(mark)
 
     # -- looking --------------------------------------------------------------------------
 
@@ -411,9 +441,42 @@ class DurableQueue:
             except sqlite3.Error:
                 # A full disk may have rolled back already.
                 pass
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | OSError):
                 raise SpoolUnavailable(f"{self.path}: {error}") from error
             raise
+
+    def _remove(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do `work`, which makes the queue no larger, in a transaction; also on a full disk."""
+        try:
+            with self._write() as connection:
+                return work(connection)
+        except SpoolUnavailable as error:
+            if not may_be_full(error.__cause__):
+                raise
+        # What the log holds already may have its place in the file, and leave the log free.
+        self._checkpoint()
+        with self._write() as connection:
+            # Nothing is overwritten that need not be: it would all go through the log.
+            connection.execute("PRAGMA secure_delete = FAST")
+            # Under the lock, so that no append takes the room.
+            self._reserve.give_up()
+            done = work(connection)
+        self._checkpoint()
+        try:
+            with self._write():
+                self._reserve.ensure()
+        except SpoolError:
+            # The next append, or the next of these, tries again.
+            pass
+        return done
+
+    def _checkpoint(self) -> None:
+        """Move the write-ahead log into the file, and free its room."""
+        try:
+            self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (sqlite3.Error, OSError):
+            # There is no room for it yet.
+            pass
 
     def _connection(self) -> sqlite3.Connection:
         local = self._local
@@ -431,6 +494,9 @@ class DurableQueue:
                 connection = self._connect()
                 break
             except sqlite3.OperationalError as error:
+                # The file of shared memory takes room, too.
+                if may_be_full(error) and self._reserve.give_up():
+                    continue
                 # Of two that make the file at the same moment one is refused at once: the switch
                 # to WAL does not wait as everything after it does.
                 if "locked" not in str(error) or time.monotonic() > deadline:

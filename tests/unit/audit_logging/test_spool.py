@@ -80,7 +80,7 @@ def test_files_and_folder_are_the_owner_s_alone(queue: DurableQueue) -> None:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in queue.path.parent.iterdir()}
     assert modes == dict.fromkeys(
-        ("queue.sqlite3", "queue.sqlite3-wal", "queue.sqlite3-shm"), 0o600
+        ("queue.sqlite3", "queue.sqlite3-wal", "queue.sqlite3-shm", "queue.sqlite3-reserve"), 0o600
     )
     assert stat.S_IMODE(queue.path.parent.stat().st_mode) == 0o700
 
