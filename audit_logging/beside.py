@@ -57,7 +57,7 @@ _STEPS = re.compile(r"[/.\[\]$'\"]+")
 _LAST_STEPS = frozenset(("key", "keys", "code", "number", "no", "num", "value", "id", "word"))
 _MOST_STEPS = 300
 _DEEPEST = 20
-_ARGUMENT = re.compile(r"(?<!\w)(\w{1,60}+)[ \t]{0,8}:\s{0,40}\$(\w{1,60}+)")
+_ARGUMENT = re.compile(r"(?<![\w.-])(\w{1,60}+)[ \t]{0,8}:\s{0,40}\$(\w{1,60}+)")
 
 _MANY_DIGITS = re.compile(r"\d\D{0,60}?\d\D{0,60}?\d")
 _WORDY = re.compile(r"[A-Za-z]+(?:[ _.:/-]{1,2}(?:[A-Za-z]+|[0-9]{1,2}))*+")

@@ -81,10 +81,13 @@ def beside(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Objects and lists that name their values."""
     telling = st.dictionaries(st.sampled_from(BESIDE), st.sampled_from(NAMES), max_size=3)
     told = st.dictionaries(st.sampled_from(TOLD), children, min_size=1, max_size=3)
+    operation = st.builds(
+        lambda before, name, value: {"query": f"{before}{name}: $p", "variables": {"p": value}},
+        st.sampled_from(GLUE), st.sampled_from(NAMES), children,
+    )  # fmt: skip
     words = st.sampled_from(NAMES) | st.sampled_from(PLAIN) | children
-    return st.builds(lambda names, values: names | values, telling, told) | st.lists(
-        words, max_size=5
-    )
+    objects = st.builds(lambda names, values: names | values, telling, told)
+    return st.one_of(objects, operation, st.lists(words, max_size=5))
 
 
 tree = st.recursive(

@@ -34,10 +34,10 @@ WORDS = [
     "</a>token: <b>", "<a id=token>",
     'form-data; name="token"', 'form-data; name="token"\n\n', "form-data;", "password is ", "a is ",
     's:5:"token";s:9:', "a,token\n", "a,token\nb,", 'a,token\n"', "\\uff50", "a+b+c=", "1,2\n",
-    "mysql ", "mysql -p", " -p", "curl ", "curl -u ", "-u", "redis-cli -a ", "docker login ",
+    "mysql ", "mysql -p", " -p", "curl ", "curl -u ", "pin:$", "-u", "redis-cli -a ",
     '"--token", ', '"-a", ', '"name":"token","text":', '"field":"a","old":"b","new":',
     '"name":"a",', "token\u200b", "a b c d", "gh", "ghp_", "sk-", "&#1", "&am", "%4", "\\u0070",
-    "4 ", "41/", "4   ",
+    "4 ", "41/", "4   ", "docker login ",
 ]  # fmt: skip
 
 Sink = Callable[[str], object]
