@@ -128,9 +128,12 @@ class LoggingSettings(AppSettings):
         "is looked up: settings alone hold (see `audit_logging.testing.refresh_flags`).",
     )
     FLAGS_REFRESH_SECONDS: float = option(
-        2.0,
+        3.0,
         "How often flags and rules are looked up, at the longest; each process varies it, so that "
-        "many do not ask at once.",
+        "many do not ask at once. A change acts within this and the time of one look. From a "
+        "database with Django's CONN_MAX_AGE of 0 each look connects anew, so that no process "
+        "holds a connection beside the service's own: 100 processes make some 40 connections a "
+        "second. Give that database a CONN_MAX_AGE, and a look makes none.",
         unit="seconds",
         minimum=0.1,
         maximum=5,

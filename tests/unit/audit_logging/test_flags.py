@@ -107,6 +107,18 @@ def test_a_process_that_starts_has_its_flags_before_its_first_request(
     eventually(lambda: source.rested == [True])
 
 
+def test_looks_are_seldom_and_leave_time_to_act_within_five_seconds(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may be a new connection of the service's database, for each of its processes."""
+    running = live(options(), Answers(off()), monkeypatch)
+    running._step()
+    pauses = [running._step() for _ in range(200)]
+    assert max(pauses) <= 3.0
+    assert min(pauses) >= 2.1
+    assert max(pauses) - min(pauses) > 0.5, "processes that started together ask together"
+
+
 def test_a_source_that_fails_leaves_the_last_known_policy(
     options: Options, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
