@@ -89,9 +89,8 @@ class DirectSend:
             timeout=min(self._options.DELIVERY_TIMEOUT, 3 * patience),
         )
         deliverer = Deliverer(publisher, self._options)
-        if deliverer.spool.path.exists() or deliverer.dead_letters.path.exists():
-            # What an earlier run left.
-            deliverer.start()
+        # Also where nothing waits yet: others leave batches here, or send letters again.
+        deliverer.start()
         return deliverer
 
     def __call__(self, batch: bytes, count: int) -> None:

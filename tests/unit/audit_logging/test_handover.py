@@ -69,7 +69,9 @@ print(json.dumps(sorted(loaded & {"celery", "kombu", "billiard", "amqp", "redis"
 
 
 @pytest.fixture
-def direct(server: Any, options: Callable[..., LoggingSettings]) -> Iterator[Any]:
+def direct(
+    server: Any, options: Callable[..., LoggingSettings], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     made: list[DirectSend] = []
 
     def make(**values: Any) -> DirectSend:
@@ -80,7 +82,10 @@ def direct(server: Any, options: Callable[..., LoggingSettings]) -> Iterator[Any
         } | values
         send = handover.make_send(options(**values))
         assert isinstance(send, DirectSend)
-        deliverer(send).start = lambda: None  # type: ignore[method-assign]
+        with monkeypatch.context() as patch:
+            # Tests take its steps by themselves.
+            patch.setattr(Deliverer, "start", lambda self: None)
+            deliverer(send).start = lambda: None  # type: ignore[method-assign]
         made.append(send)
         return send
 
@@ -205,6 +210,24 @@ def test_what_an_earlier_run_left_is_sent_without_new_traffic(
         eventually(lambda: script.stored.count(LINES[7]) == 1)
     finally:
         second.close()
+
+
+def test_what_others_leave_later_is_sent_and_measured_by_a_process_that_had_nothing(
+    direct: Any, script: Script, server: Any, options: Callable[..., LoggingSettings]
+) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    running = DirectSend(options(DELIVERY="direct", PUBLISHER_URL=url))
+    try:
+        running(pack(LINES[:1]), 1)
+        assert deliverer(running)._letters.running
+        sister = direct()
+        script.answer = lambda lines: (500, {}, b"")
+        sister(pack(LINES[1:]), 7)
+        script.answer = script.take
+        eventually(lambda: sorted(script.stored) == sorted(LINES))
+        eventually(lambda: waiting(deliverer(sister)) == [])
+    finally:
+        running.close()
 
 
 def test_a_forked_child_posts_over_connections_of_its_own(
