@@ -55,6 +55,8 @@ class Outbox:
         #: Since when (monotonic) a batch has been on its way to the broker.
         self.sending_since: float | None = None
         self._replay_at = 0.0
+        #: Events lost that no line of the log has told yet.
+        self._lost_since = 0
 
     def dispatch(self, batch: bytes, count: int) -> Outcome:
         """Send a batch to the broker; spool it if that does not take it."""
@@ -70,7 +72,7 @@ class Outbox:
         try:
             self.spool.append(STREAM, [record])
         except SpoolError as error:
-            self.warn("%s events are LOST: %s", count, error)
+            self._lost(count, error)
             lost = "spool_full" if isinstance(error, SpoolFull) else "spool_unavailable"
             return metrics.rejected, {"reason": lost}
         self._gauges.measure()
@@ -129,9 +131,21 @@ class Outbox:
         self.breaker.succeeded()
         return True
 
-    def warn(self, message: str, *args: object) -> None:
-        """Log a warning, each kind once in a while."""
+    def _lost(self, count: int, error: SpoolError) -> None:
+        if not count:
+            # It travels as a batch of no events; a later one says the same again.
+            self.warn("what this process has numbered is not told to the publisher: %s", error)
+            return
+        # As the line is kept back most of the time, each gives the sum since the last.
+        self._lost_since += count
+        if self.warn("%s events are LOST: %s", self._lost_since, error):
+            self._lost_since = 0
+
+    def warn(self, message: str, *args: object) -> bool:
+        """Log a warning, each kind once in a while; return whether it was logged now."""
         now = time.monotonic()
-        if now - self._warned.get(message, -_WARN_EVERY) >= _WARN_EVERY:
-            self._warned[message] = now
-            logger.warning(message, *args)
+        if now - self._warned.get(message, float("-inf")) < _WARN_EVERY:
+            return False
+        self._warned[message] = now
+        logger.warning(message, *args)
+        return True
