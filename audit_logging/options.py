@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -327,6 +328,8 @@ def url_of(schemes: Mapping[str, tuple[str, str]]) -> Callable[[str], None]:
             # Not the whole value: it may hold a password.
             what = f"{scheme!r} is not supported" if colon else "It is no address"
             raise ValueError(f"{what}. Use one of {known}")
+        if scheme in _BROKERS:
+            _check_address(scheme, value)
         module, extra = schemes[scheme]
         try:
             missing = bool(module) and importlib.util.find_spec(module) is None
@@ -339,6 +342,26 @@ def url_of(schemes: Mapping[str, tuple[str, str]]) -> Callable[[str], None]:
             )
 
     return check
+
+
+#: Their clients fail with a traceback at what is no address.
+_BROKERS = frozenset({"durable", "redis", "rediss", "amqp", "amqps"})
+
+
+def _check_address(scheme: str, value: str) -> None:
+    # A client may be given several, of which it takes the first that answers.
+    for one in value.split(";"):
+        try:
+            parts = urlsplit(one)
+            port = parts.port
+        except ValueError:
+            raise ValueError("The port is no number from 1 to 65535, or the host is none") from None
+        if port == 0:
+            raise ValueError("The port is no number from 1 to 65535")
+        if scheme == "durable" and (parts.netloc or len(parts.path) < 2 or parts.path[-1] == "/"):
+            raise ValueError(
+                "Give the file's whole path, with three slashes: durable:///srv/b.sqlite3"
+            )
 
 
 def _a(noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC
@@ -34,6 +35,10 @@ _STRANGER = frozenset({401, 407})
 _MAX_ANSWER = 16 << 20
 
 
+_UNSEEN = re.compile(r"<(script|style)\b[^>]*>[^<]*", re.IGNORECASE)
+_TAGS = re.compile(r"<[^<>]*>")
+
+
 class _Answer:
     """A response, read to its end."""
 
@@ -44,8 +49,13 @@ class _Answer:
 
     def problem(self) -> str:
         """One line on what the publisher said."""
-        text = self.data[:500].decode("utf-8", "replace")
-        return f"the publisher answered {self.status}: {' '.join(text.split())}"
+        # The publisher answers in JSON; a page is that of a proxy, or of something else.
+        json_like = self.data.lstrip()[:1] in (b"{", b"[")
+        text = self.data[: 500 if json_like else 1 << 14].decode("utf-8", "replace")
+        if not json_like:
+            text = _TAGS.sub(" ", _UNSEEN.sub(" ", text))
+        text = " ".join(text.split())[: 500 if json_like else 200]
+        return f"the publisher answered {self.status}: {text}"
 
 
 class Publisher:
@@ -130,6 +140,14 @@ class Publisher:
         if not isinstance(document, dict):
             raise RetryLater("the publisher's flags are not a JSON object")
         return document, answer.headers.get("ETag", "")
+
+    def ask(self, service_name: str) -> tuple[int, str]:
+        """Ask for a service's flags; return the answer's HTTP status, and a line on what it said.
+
+        :raises RetryLater: nobody answers, or the request cannot be signed.
+        """
+        answer = self._request("GET", FLAGS_PATH + quote(service_name, safe=""), {})
+        return answer.status, answer.problem()
 
     def close(self) -> None:
         """Close the connections."""

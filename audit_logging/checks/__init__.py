@@ -24,6 +24,7 @@ from .host import (
     check_folder,
     check_metrics,
     check_publisher,
+    check_publisher_answers,
     check_tables,
 )
 from .running import check_threads, report
@@ -42,6 +43,7 @@ __all__ = [
     "check_middleware",
     "check_options",
     "check_publisher",
+    "check_publisher_answers",
     "check_recording",
     "check_service",
     "check_sizes",

@@ -334,6 +334,40 @@ CHECKS = (
         "Mend what the message names; if it is a bug of ours, report it.",
     ),
     Entry(
+        "W023",
+        "The publisher does not answer",
+        "Deliveries wait in a spool until it does.",
+        "Look at AUDIT_LOGGING PUBLISHER_URL (host, port, TLS), at the network between and at the "
+        "publisher itself; tried for three seconds.",
+        "deploy",
+    ),
+    Entry(
+        "W024",
+        "PUBLISHER_URL leads past the publisher",
+        "Something answers there, and knows none of the publisher's paths. Deliveries wait in a "
+        "spool.",
+        "Set AUDIT_LOGGING PUBLISHER_URL to what stands before /v1: mostly scheme, host and port "
+        "alone. It may have a path too many, such as /v1 itself, or miss that of a proxy.",
+        "deploy",
+    ),
+    Entry(
+        "W025",
+        "The publisher does not know this service's key",
+        "It refuses the signature. Deliveries wait in a spool until the key is registered.",
+        "Register the public key with the publisher under CONSUMER_ID and KEY_VERSION (manage.py "
+        "audit_key add); if it is, look at what the message says: a revoked or expired key, "
+        "another version, a clock that is wrong.",
+        "deploy",
+    ),
+    Entry(
+        "W026",
+        "The consumer may not publish for SERVICE_NAME",
+        "The key is known, but events of this service are refused from it.",
+        "Allow it at the publisher (manage.py audit_key add --service, or the consumer's page in "
+        "admin), or correct AUDIT_LOGGING SERVICE_NAME or CONSUMER_ID.",
+        "deploy",
+    ),
+    Entry(
         "I001",
         "Answers are compressed before they are recorded",
         "GZipMiddleware stands behind the audit: bodies are unpacked again in the background, "

@@ -7,10 +7,12 @@ import os
 import shutil
 import socket
 import stat
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 from django.core.checks import CheckMessage
 
@@ -18,8 +20,12 @@ from ..conf import LoggingSettings, conf
 from .catalogue import found
 from .registering import app_installed, check, middleware, positions
 
+T = TypeVar("T")
+
 #: Seconds that the broker has to answer.
 BROKER_SECONDS = 2.0
+#: Seconds that the publisher has.
+PUBLISHER_SECONDS = 3.0
 
 _MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 _LAYERS = frozenset({"overlay", "aufs"})
@@ -53,6 +59,58 @@ def check_publisher() -> Iterator[CheckMessage]:
         yield found("W006", f"AUDIT_LOGGING PUBLISHER_URL is plain HTTP to {host}.")
 
 
+@check(deploy=True)
+def check_publisher_answers() -> Iterator[CheckMessage]:
+    """W023 to W026: the publisher is there, knows the key, and takes this service's events."""
+    if conf.DELIVERY == "kafka" and conf.FLAGS_SOURCE != "publisher":
+        return
+    if conf.PUBLISHER_URL == _DEFAULT_URL:
+        # W007 says what there is to say.
+        return
+    status, said = _within(PUBLISHER_SECONDS, _ask_publisher) or (
+        0,
+        f"the publisher does not answer within {PUBLISHER_SECONDS:g} s",
+    )
+    if status in (200, _UNSIGNED):
+        return
+    number = {401: "W025", 403: "W026", 404: "W024"}.get(status, "W023")
+    yield found(number, f"AUDIT_LOGGING PUBLISHER_URL ({_shown(conf.PUBLISHER_URL)}): {said}")
+
+
+#: The key is at fault, which other checks tell.
+_UNSIGNED = -1
+
+
+def _ask_publisher() -> tuple[int, str]:
+    from ..exceptions import RetryLater
+    from ..publisher_client import Publisher
+    from ..signing import SigningError
+
+    publisher = Publisher(conf, timeout=PUBLISHER_SECONDS)
+    try:
+        return publisher.ask(conf.SERVICE_NAME)
+    except RetryLater as error:
+        return _UNSIGNED if isinstance(error.__cause__, SigningError) else 0, str(error)
+    finally:
+        publisher.close()
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T | None:
+    """What `ask` returns, if it does within so many seconds."""
+    answers: list[T] = []
+    # On a thread of its own: names that do not resolve know no timeout.
+    thread = threading.Thread(target=lambda: answers.append(ask()), name="audit-check", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
+
+
+def _shown(url: str) -> str:
+    """An address without its password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def _is_local(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.") or host.endswith(".localhost")
 
@@ -65,9 +123,10 @@ def check_folder() -> Iterator[CheckMessage]:
     """E015, W002, W010 to W014: where spools and dead letters are kept."""
     folder = conf.DATA_DIR.absolute()
     there = nearest(folder)
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    if not writable:
-        yield found("W002", f"AUDIT_LOGGING DATA_DIR: {folder} cannot be written.")
+    refused = _refused(there)
+    writable = not refused
+    if refused:
+        yield found("W002", f"AUDIT_LOGGING DATA_DIR: {folder} cannot be written: {refused}.")
     files = sorted(folder.glob("*.sqlite3*")) if writable and there == folder else []
     for file in files:
         if not os.access(file, os.R_OK | os.W_OK):
@@ -87,17 +146,33 @@ def check_folder() -> Iterator[CheckMessage]:
 
 def nearest(folder: Path) -> Path:
     """`folder`, or what stands nearest above it."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 - never raises
         folder = folder.parent
     return folder
+
+
+def _refused(folder: Path) -> str:
+    """Say why nothing can be made in `folder`; empty when it can.
+
+    By trying: root may do everything, but for what the file system refuses.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".audit-check-", dir=folder) as made:
+            (Path(made) / "file").write_bytes(b"x")
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
 
 
 def _check_embedded_broker() -> Iterator[CheckMessage]:
     url = conf.BROKER_URL
     if url.startswith("durable:"):
-        there = nearest(Path(urlsplit(url).path).parent)
-        if not os.access(there, os.W_OK | os.X_OK):
-            yield found("W002", f"AUDIT_LOGGING BROKER_URL: {there} cannot be written.")
+        path = Path(unquote(urlsplit(url).path))
+        refused = _refused(nearest(path.parent))
+        if path.is_dir():
+            refused = "it is a folder"
+        if refused:
+            yield found("W002", f"AUDIT_LOGGING BROKER_URL: {path} cannot be written: {refused}.")
 
 
 def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
@@ -195,16 +270,9 @@ def check_broker() -> Iterator[CheckMessage]:
     url = conf.broker_url()
     if conf.DELIVERY == "direct" or url.startswith(("durable:", "memory:")):
         return
-    answers: list[str] = []
-
-    def ask() -> None:
-        answers.append(_ask_broker(url))
-
-    # On a thread of its own: names that do not resolve know no timeout.
-    thread = threading.Thread(target=ask, name="audit-check-broker", daemon=True)
-    thread.start()
-    thread.join(BROKER_SECONDS)
-    said = answers[0] if answers else f"it does not answer within {BROKER_SECONDS:g} s"
+    said = _within(BROKER_SECONDS, lambda: _ask_broker(url))
+    if said is None:
+        said = f"it does not answer within {BROKER_SECONDS:g} s"
     if said:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""

@@ -124,6 +124,8 @@ def test_every_problem_is_listed_at_once() -> None:
         ("PUBLISHER_URL", "publisher:8001", "Give http(s)://host:port"),
         ("PUBLISHER_URL", "http://u:p@h/", "Use the signing key instead"),
         ("BROKER_URL", "redsi://localhost", "'redsi' is not supported"),
+        ("BROKER_URL", "amqp://h:70000//", "The port is no number from 1 to 65535"),
+        ("BROKER_URL", "durable://b.sqlite3", "Give the file's whole path"),
         ("EXCLUDE_PATHS", "health", "does not begin with a slash"),
         ("FLAGS_REFRESH_SECONDS", "6", "too large"),
         ("OVERFLOW", "dorp", "Did you mean 'drop'?"),
