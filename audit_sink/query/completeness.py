@@ -127,7 +127,10 @@ class Numbers:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
             text += f"; dropped and counted: {reasons}"
         if self.unexplained:
-            text += f"; {self.unexplained:,} without a reason: lost, or still in a spool"
+            text += (
+                f"; {self.unexplained:,} without a reason: lost, or still in a spool, a broker or "
+                "among dead letters"
+            )
         if self.compared < self.given:
             text += f"; compared up to number {self.compared - 1:,}: later ones may be on their way"
         return text

@@ -367,7 +367,7 @@ def test_the_command_names_what_is_missing_and_fails(world: World) -> None:
     assert "inventory-api e1 (api-7, pid 4711, killed)" in text
     assert "2 to 3, 5" in text
     assert "1 buffer_full" in text
-    assert "2 without a reason" in text
+    assert "2 without a reason: lost, or still in a spool, a broker or among dead letters" in text
     status, text = verify("--grace", "0", "--json")
     document = json.loads(text)
     assert (status, document["ok"], document["problems"]) == (1, False, [])
