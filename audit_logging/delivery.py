@@ -8,6 +8,7 @@ Several processes drain one spool, each record leased to one of them.
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 import random
@@ -199,9 +200,9 @@ class Deliverer:
             # and one that is refused would be out of date by the time somebody looks at it.
             if result.refused:
                 logger.warning(
-                    "what processes have numbered is refused, so that losses cannot be named: %s. "
-                    "Is the publisher older than this service?",
+                    "what processes have numbered is refused, so that losses cannot be named: %s%s",
                     result.refused[0].reason,
+                    _hint(result.refused[0]),
                 )
             return result.again
         for status, count in result.stored.items():
@@ -344,6 +345,17 @@ def _record(batch: Batch, timestamp: int = 0, *, part: bool = False) -> Record:
     if part:
         headers += ((_PART, b"1"),)
     return Record(batch.packed, headers=headers, timestamp=timestamp)
+
+
+def _hint(refusal: Refusal) -> str:
+    """What to ask where a producer record is taken for an event that lacks its fields."""
+    by_form = refusal.status in (400, 422)
+    if refusal.status is None:
+        try:
+            by_form = bool(json.loads(refusal.reason)["field"])
+        except (ValueError, KeyError, TypeError):
+            by_form = False
+    return ". Is the publisher older than this service?" if by_form else ""
 
 
 def _damaged(value: bytes, events: int, error: Exception) -> Refusal:

@@ -400,6 +400,16 @@ class DurableQueue:
             ).fetchone()
         return StreamStats(row[0], row[1], oldest[0] if oldest else None)
 
+    def leased(self, stream: str) -> int:
+        """How many of the records of `stream` somebody holds."""
+        with self._read() as connection:
+            (held,) = connection.execute(
+                "SELECT count(*) FROM record WHERE stream = ? AND leased_until > ?"
+                " AND lease IS NOT NULL",
+                (stream, self._clock()),
+            ).fetchone()
+        return int(held)
+
     def used_bytes(self) -> int:
         """Bytes of all records in the file."""
         with self._read() as connection:

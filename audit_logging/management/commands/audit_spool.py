@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from django.core.management.base import BaseCommand, CommandParser
 
@@ -18,6 +22,7 @@ from audit_logging.exceptions import SpoolError
 from audit_logging.outbox import STREAM
 from audit_logging.spool import DurableQueue, Record
 
+_BROKER = "broker"
 _ONE = (("events", b"1"),)
 
 
@@ -43,6 +48,17 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the action."""
+        try:
+            self._handle(options)
+            self.stdout.flush()
+        except BrokenPipeError:
+            # Whoever reads has seen enough (`| head`). What is left to write goes nowhere, as it
+            # is tried once more at the end of the process.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+    def _handle(self, options: dict[str, Any]) -> None:
         dead = DurableQueue(conf.DATA_DIR / "dead-letters.sqlite3")
         delivery = DurableQueue(conf.DATA_DIR / "delivery-spool.sqlite3")
         if options["action"] == "status":
@@ -54,12 +70,17 @@ class Command(BaseCommand):
 
     def _status(self, as_json: bool, dead: DurableQueue, delivery: DurableQueue) -> None:
         capture = DurableQueue(conf.DATA_DIR / "capture-spool.sqlite3")
-        rows = []
-        for name, queue, stream in (
+        rows: list[dict[str, Any]] = []
+        places = [
             ("capture", capture, STREAM),
             ("delivery", delivery, RETRY_STREAM),
             ("dead-letters", dead, DEAD_STREAM),
-        ):
+        ]
+        broker = conf.broker_url()
+        if broker.startswith("durable:") and conf.DELIVERY != "direct":
+            file = DurableQueue(Path(unquote(urlsplit(broker).path)))
+            places.insert(1, (_BROKER, file, conf.CELERY_QUEUE))
+        for name, queue, stream in places:
             stats = queue.stats(stream) if queue.path.exists() else None
             oldest = stats.oldest if stats else None
             rows.append(
@@ -70,6 +91,8 @@ class Command(BaseCommand):
                     "oldest_seconds": None if oldest is None else time.time() - oldest / 1e6,
                 }
             )
+            if name == _BROKER:
+                rows[-1]["leased"] = queue.leased(stream) if stats else 0
         rows += self._in_database()
         if as_json:
             self.stdout.write(json.dumps(rows))
@@ -77,6 +100,8 @@ class Command(BaseCommand):
         for row in rows:
             age = row["oldest_seconds"]
             since = "" if age is None else f", the oldest for {age:,.0f} s"
+            if row.get("leased"):
+                since += f"; {row['leased']:,} of them in workers' hands"
             self.stdout.write(
                 f"{row['spool']:<13} {row['records']:>8,} records {row['bytes']:>12,} bytes{since}"
             )

@@ -7,7 +7,10 @@ import gzip
 import http.server
 import io
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +35,7 @@ from audit_logging.delivery import (
 )
 from audit_logging.exceptions import DeliveryRefused, RetryLater, SpoolError
 from audit_logging.signing import Signer, SigningError, canonical
+from audit_logging.spool import DurableQueue, Record
 from tests.support import eventually
 
 Counted = Callable[..., float]
@@ -539,7 +543,7 @@ def test_the_spool_command(make: Any, script: Script, settings: Any, tmp_path: P
     script.answer = lambda lines: (400, {}, b"path is missing")
     give(deliverer, LINES[:2])
     shown = {row["spool"]: row["records"] for row in json.loads(command("--json"))}
-    assert shown == {"capture": 0, "delivery": 0, "dead-letters": 2}
+    assert shown == {"capture": 0, "broker": 0, "delivery": 0, "dead-letters": 2}
     assert "the oldest for" in command("status")
     assert "id-0  the publisher answered 400: path is missing" in command("dead-letters")
     assert len(command("dead-letters", "--limit", "1", "--json").splitlines()) == 1
@@ -547,3 +551,57 @@ def test_the_spool_command(make: Any, script: Script, settings: Any, tmp_path: P
     assert dead(deliverer) == []
     script.answer = script.take
     eventually(lambda: (deliverer.drain_step(), script.stored == LINES[:2])[1])
+
+
+def test_the_spool_command_tells_of_the_embedded_broker(settings: Any, tmp_path: Path) -> None:
+    url = f"durable://{tmp_path}/a%20b/broker.sqlite3"
+    mine = {"DATA_DIR": tmp_path / "data", "BROKER_URL": url, "CELERY_QUEUE": "mine"}
+    settings.AUDIT_LOGGING = settings.AUDIT_LOGGING | mine
+    assert "broker" in command()
+    assert list(tmp_path.iterdir()) == []
+    queue = DurableQueue(tmp_path / "a b" / "broker.sqlite3")
+    queue.append("mine", [Record(b"x")] * 3)
+    queue.append("another", [Record(b"x")])
+    queue.lease("mine", seconds=60, owner="me", max_records=2)
+    line = next(line for line in command().splitlines() if line.startswith("broker"))
+    assert "3 records" in line
+    assert "2 of them in workers' hands" in line
+    (row,) = [row for row in json.loads(command("--json")) if row["spool"] == "broker"]
+    assert (row["records"], row["leased"]) == (3, 2)
+    settings.AUDIT_LOGGING = settings.AUDIT_LOGGING | {"DELIVERY": "direct"}
+    assert "broker" not in command()
+
+
+def test_the_spool_command_ends_quietly_when_nobody_reads_on(tmp_path: Path) -> None:
+    repository = Path(__file__).resolve().parents[3]
+    with subprocess.Popen(
+        [sys.executable, repository / "manage.py", "audit_spool"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=repository,
+        env=os.environ
+        | {"DJANGO_SETTINGS_MODULE": "tests.settings", "AUDIT_LOGGING_DATA_DIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        ({"field": "event_type", "reason": "is missing"}, True),
+        ({"field": "", "reason": "This consumer may not publish for this service."}, False),
+        (None, False),
+    ],
+)
+def test_an_older_publisher_is_suspected_only_where_a_field_is_at_fault(
+    make: Any, script: Script, caplog: pytest.LogCaptureFixture, error: Any, asked: bool
+) -> None:
+    script.answer = lambda lines: (200, {}, items([{"status": "rejected", "error": error}]))
+    make().hand_over(Batch.from_record(pack(LINES[:1]), 0))
+    (message,) = caplog.messages
+    assert "losses cannot be named" in message
+    assert ("older than this service?" in message) is asked
