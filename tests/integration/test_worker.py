@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -235,6 +236,24 @@ def test_the_batch_of_a_killed_child_is_delivered_by_another(
 # -- what is the same whatever the broker --------------------------------------------------------
 
 durable = pytest.mark.parametrize("broker_url", ["durable"], indirect=True)
+
+
+@durable
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_a_batch_leaves_no_line_in_the_log_unless_asked_for(
+    installation: Installation, script: Script, send: Any, level: str
+) -> None:
+    worker = installation.worker("--concurrency", "1", "--loglevel", level)
+    send(1)
+    eventually(lambda: set(script.stored) == set(batch(1)), 90, installation.said)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0, installation.said()
+    said = installation.log.read_text()
+    for line in (
+        r"Task audit_logging\.deliver\[.*received",
+        r"audit_logging\.deliver\[.*succeeded",
+    ):
+        assert bool(re.search(line, said)) is (level == "DEBUG")
 
 
 def paths(message: bytes) -> Iterator[str | None]:
