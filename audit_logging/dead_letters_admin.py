@@ -122,7 +122,7 @@ class DeadLetterAdmin(admin.ModelAdmin):
 
     @admin.action(description="Send again", permissions=["change"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
-        """Let the workers send the chosen letters again."""
+        """Have the chosen letters sent again, by whatever delivers: workers or the service."""
         asked = queryset.count()
         with transaction.atomic(using=queryset.db):
             keys = resend(queryset)
@@ -130,8 +130,8 @@ class DeadLetterAdmin(admin.ModelAdmin):
         if keys:
             self.message_user(
                 request,
-                f"{len(keys)} will be sent again by the workers, within seconds. What is refused "
-                "once more comes back to this list.",
+                f"{len(keys)} will be sent again within seconds, by a worker or the service "
+                "itself. What is refused once more comes back to this list.",
                 messages.SUCCESS,
             )
         if len(keys) < asked:
