@@ -463,7 +463,7 @@ def test_the_command_shows_and_sends_both_kinds(
     settings.AUDIT_LOGGING = settings.AUDIT_LOGGING | {"DATA_DIR": tmp_path / "data"}
     refuse(mover, 9)
     shown = {row["spool"]: row["records"] for row in json.loads(command("--json"))}
-    assert shown == {"capture": 0, "delivery": 0, "dead-letters": 1, "in database": 3}
+    assert shown == {"capture": 0, "broker": 0, "delivery": 0, "dead-letters": 1, "in database": 3}
     assert "the oldest for" in command()
     rows = [json.loads(line) for line in command("dead-letters", "--json").splitlines()]
     assert {(row["place"], row["request_id"]) for row in rows} == {
