@@ -16,7 +16,6 @@ What it promises:
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sqlite3
@@ -30,11 +29,11 @@ from typing import TypeVar
 
 from .exceptions import SpoolError, SpoolFull, SpoolUnavailable
 from .reserve import Reserve, may_be_full
+from .stored import Header, Record, StoredRecord, StreamStats, dump_headers, take
+
+__all__ = ["DurableQueue", "Header", "Record", "StoredRecord", "StreamStats"]
 
 T = TypeVar("T")
-
-#: Header name and value; a value is bytes of unknown quality, or None.
-Header = tuple[str, bytes | None]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS stream (
@@ -63,51 +62,6 @@ CREATE UNIQUE INDEX IF NOT EXISTS record_position ON record (stream, offset);
 _inherited: list[sqlite3.Connection] = []
 
 _COLUMNS = "offset, timestamp, key, value, headers, attempts, lease"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a queue or an event log.
-
-    :ivar value: the payload.
-    :ivar key: decides the partition, or None.
-    :ivar headers: (name, bytes) pairs in order; names may repeat.
-    :ivar timestamp: epoch microseconds; 0 lets the log set the time of the append.
-    """
-
-    value: bytes
-    key: bytes | None = None
-    headers: tuple[Header, ...] = ()
-    timestamp: int = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes this record counts for against limits."""
-        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
-        return len(self.value) + len(self.key or b"") + headers + 32
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRecord(Record):
-    """A record that has a place.
-
-    :ivar offset: its place in the stream.
-    :ivar attempts: how often it was leased.
-    :ivar lease: the token of the lease it was handed out under, if any.
-    """
-
-    offset: int = 0
-    attempts: int = 0
-    lease: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStats:
-    """How full a stream is. `oldest` is epoch microseconds of its first record, or None."""
-
-    records: int = 0
-    bytes: int = 0
-    oldest: int | None = None
 
 
 @dataclass
@@ -194,7 +148,7 @@ class DurableQueue:
                         record.timestamp or now,
                         record.key,
                         record.value,
-                        _dump_headers(record.headers),
+                        dump_headers(record.headers),
                         record.size,
                     )
                     for index, record in enumerate(records)
@@ -222,7 +176,7 @@ class DurableQueue:
                 " ORDER BY offset LIMIT ?",
                 (stream, start, max_records),
             )
-            return _take(rows, max_bytes)
+            return take(rows, max_bytes)
 
     def watermarks(self, stream: str) -> tuple[int, int]:
         """Return (low, high): the first offset still kept, and the next one to be given."""
@@ -326,7 +280,7 @@ class DurableQueue:
             " ORDER BY offset LIMIT ?",
             (stream, now, max_records),
         )
-        return _take(rows, max_bytes)
+        return take(rows, max_bytes)
 
     def settle(self, stream: str, records: Iterable[StoredRecord]) -> int:
         """Remove records that are done with; return how many were still ours to remove."""
@@ -548,43 +502,3 @@ def _make_private(path: Path) -> None:
         pass
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _take(rows: Iterable[tuple], max_bytes: int) -> list[StoredRecord]:
-    taken: list[StoredRecord] = []
-    size = 0
-    for offset, timestamp, key, value, headers, attempts, lease in rows:
-        record = StoredRecord(
-            value=value,
-            key=key,
-            headers=_load_headers(headers),
-            timestamp=timestamp,
-            offset=offset,
-            attempts=attempts,
-            lease=lease,
-        )
-        size += record.size
-        if taken and size > max_bytes:
-            break
-        taken.append(record)
-    return taken
-
-
-def _dump_headers(headers: Sequence[Header]) -> str:
-    # Latin-1 maps every byte to one character and back: no byte is lost.
-    return (
-        json.dumps(
-            [[name, None if value is None else value.decode("latin-1")] for name, value in headers]
-        )
-        if headers
-        else ""
-    )
-
-
-def _load_headers(text: str) -> tuple[Header, ...]:
-    if not text:
-        return ()
-    return tuple(
-        (name, None if value is None else value.encode("latin-1"))
-        for name, value in json.loads(text)
-    )
