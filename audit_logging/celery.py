@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import os
+import threading
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery
@@ -15,6 +17,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from . import tracing
 from .conf import conf
+from .forks import within
 
 # The durable local broker is spelled durable:///path in any URL.
 TRANSPORT_ALIASES.setdefault("durable", "audit_logging.broker:Transport")
@@ -102,7 +105,40 @@ if os.environ.get("DJANGO_SETTINGS_MODULE"):
 
 app = make_app()
 
-_producer: tuple[int, Celery] | None = None
+
+class _Sender:
+    """One thread's way to the broker: an app and a connection that nobody else uses.
+
+    Not Celery's pools: kombu keeps them for the whole process by the broker's address, and a
+    forked child has them as they were: with a connection that a thread of its parent was using,
+    and that nobody gives back.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._app = _patient_for_moments(make_app())
+        self._connection = self._app.connection_for_write()
+        self._producer = self._app.amqp.Producer(self._connection, auto_declare=False)
+
+    def send(self, payload: str, count: int) -> None:
+        self._app.send_task(
+            DELIVER,
+            args=(payload, count),
+            queue=conf.CELERY_QUEUE,
+            headers=tracing.headers(),
+            producer=self._producer,
+            retry=False,
+            ignore_result=True,
+        )
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._connection.release()
+
+
+_threads = threading.local()
+#: Of a parent process: left alone, as closing them would tell the broker so in its name.
+_inherited: list[_Sender] = []
 
 
 def send_batch(batch: bytes, count: int) -> None:
@@ -111,26 +147,34 @@ def send_batch(batch: bytes, count: int) -> None:
     :raises Exception: whatever the broker's client raises; the batch was not accepted.
     """
     payload = base64.b64encode(batch).decode("ascii")
-    _producer_app().send_task(
-        DELIVER,
-        args=(payload, count),
-        queue=conf.CELERY_QUEUE,
-        headers=tracing.headers(),
-        retry=False,
-        ignore_result=True,
-    )
+    with within:
+        sender: _Sender | None = getattr(_threads, "sender", None)
+        if sender is not None and sender.pid != os.getpid():
+            _inherited.append(sender)
+            sender = None
+        if sender is None:
+            sender = _threads.sender = _Sender()
+        try:
+            sender.send(payload, count)
+        except Exception:
+            # Nobody knows in what state its connection is.
+            _threads.sender = None
+            sender.close()
+            raise
 
 
-def _producer_app() -> Celery:
-    """Return this process's app for sending; connections never cross a fork."""
-    global _producer
-    if _producer is not None and _producer[0] == os.getpid():
-        return _producer[1]
-    # Connections of its own, short of patience: a broker that is down holds a plain Celery
-    # client for seconds.
-    sender = make_app()
+def forget_connection() -> None:
+    """Close this thread's connection to the broker; the next batch opens one anew. For tests."""
+    sender: _Sender | None = getattr(_threads, "sender", None)
+    _threads.sender = None
+    if sender is not None:
+        sender.close()
+
+
+def _patient_for_moments(app: Celery) -> Celery:
+    """Give `app` little patience: a broker that is down holds a plain Celery client for seconds."""
     timeout = conf.BROKER_TIMEOUT
-    options = dict(sender.conf.broker_transport_options)
+    options = dict(app.conf.broker_transport_options)
     if conf.broker_url().startswith("redis"):
         options |= {
             "socket_connect_timeout": timeout,
@@ -141,8 +185,5 @@ def _producer_app() -> Celery:
         options |= {"connect_timeout": timeout, "read_timeout": timeout * 3}
     # One try: the breaker above decides when the next is due.
     options |= {"max_retries": 0, "interval_start": 0, "interval_step": 0}
-    sender.conf.update(
-        broker_transport_options=options, broker_connection_timeout=timeout, broker_pool_limit=1
-    )
-    _producer = (os.getpid(), sender)
-    return sender
+    app.conf.update(broker_transport_options=options, broker_connection_timeout=timeout)
+    return app

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .exceptions import SpoolError, SpoolFull, SpoolUnavailable
+from .forks import within
 from .reserve import Reserve, may_be_full
 from .stored import Header, Record, StoredRecord, StreamStats, dump_headers, take
 
@@ -384,13 +385,19 @@ class DurableQueue:
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._connection()
-        except (sqlite3.Error, OSError) as error:
-            raise SpoolUnavailable(f"{self.path}: {error}") from error
+        with within:
+            try:
+                yield self._connection()
+            except (sqlite3.Error, OSError) as error:
+                raise SpoolUnavailable(f"{self.path}: {error}") from error
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
+        with within, self._transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             connection = self._connection()
             connection.execute("BEGIN IMMEDIATE")

@@ -233,12 +233,11 @@ class producer:
         )
         self.monkeypatch.setattr(celery, "conf", options)
         self.monkeypatch.setattr(celery, "DELIVER", self.task)
-        self.monkeypatch.setattr(celery, "_producer", None)
+        celery.forget_connection()
         return lambda text: celery.send_batch(text.encode(), 1)
 
     def __exit__(self, *exc: object) -> None:
         from audit_logging import celery
 
-        if celery._producer is not None:
-            celery._producer[1].close()
-        self.monkeypatch.setattr(celery, "_producer", None)
+        celery.forget_connection()
+        celery.forget_connection()

@@ -201,7 +201,7 @@ def test_one_trace_from_the_service_over_the_broker_to_the_delivery(
     target = Recorder()
     deliverer = Deliverer(target, options())
     monkeypatch.setattr(tasks, "get_deliverer", lambda: deliverer)
-    monkeypatch.setattr(celery, "_producer", None)
+    celery.forget_connection()
     transport = Transport(celery.send_batch, options())
     try:
         from audit_logging.transport import set_transport

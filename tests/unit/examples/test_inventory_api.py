@@ -167,12 +167,12 @@ assert answers == [200, 200, 500], answers
 assert "audit_logging" in sys.modules
 print(",".join(sorted({name.partition(".")[0] for name in sys.modules})))
 """
-# psycopg and prometheus_client are not listed: where they are installed, Django REST framework and
-# our own metrics use them; the light tier works without.
+# psycopg, prometheus_client and opentelemetry are not listed: where they are installed, Django REST
+# framework and our own metrics and traces use them; the light tier works without.
 HEAVY = {
     *("audit_publisher", "audit_sink", "config", "pyarrow", "fastavro", "pyruhvro", "duckdb"),
     *("confluent_kafka", "google", "drf_spectacular", "django_celery_beat", "msgspec", "rich"),
-    *("polars", "avro", "opentelemetry"),
+    *("polars", "avro"),
 }
 
 

@@ -23,6 +23,9 @@ from django.http import (
     JsonResponse,
     StreamingHttpResponse,
 )
+
+# Here and not in the children: to import it takes seconds where all cores are busy.
+from django.test import Client
 from django.views import View
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -260,8 +263,6 @@ def fork(request: HttpRequest) -> HttpResponse:
     if child == 0:
         code = 1
         try:
-            from django.test import Client
-
             for n in range(5):
                 Client().get("/items/1", {"case": f"child-{request.GET['n']}-{n}"})
             if settings.AUDITED:
