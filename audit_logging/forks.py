@@ -25,34 +25,43 @@ class _Within:
 
     def reset(self) -> None:
         """Forget what threads of a parent process were doing."""
+        #: Whoever forks holds it against those who want in.
+        self._gate = threading.Lock()
         self._lock = threading.Lock()
         self._threads = 0
         self._local = threading.local()
 
     def __enter__(self) -> None:
-        with self._lock:
-            self._threads += 1
+        depth = getattr(self._local, "depth", 0)
+        if not depth:
+            with self._gate, self._lock:
+                self._threads += 1
+        self._local.depth = depth + 1
 
     def __exit__(self, *exc: object) -> None:
-        with self._lock:
-            self._threads -= 1
+        self._local.depth -= 1
+        if not self._local.depth:
+            with self._lock:
+                self._threads -= 1
 
     def hold(self) -> None:
         """Keep everybody out, if they leave in time; for the thread that forks."""
         end = time.monotonic() + _PATIENCE
         self._local.holds = False
-        while time.monotonic() < end:
-            if self._lock.acquire(timeout=_PATIENCE):
-                if not self._threads:
-                    self._local.holds = True
-                    return
-                self._lock.release()
+        if not self._gate.acquire(timeout=_PATIENCE):
+            return
+        itself = 1 if getattr(self._local, "depth", 0) else 0
+        while self._threads > itself:
+            if time.monotonic() >= end:
+                self._gate.release()
+                return
             time.sleep(_PAUSE)
+        self._local.holds = True
 
     def let_go(self) -> None:
         """Let everybody in again."""
         if self._local.holds:
-            self._lock.release()
+            self._gate.release()
 
 
 within = _Within()
