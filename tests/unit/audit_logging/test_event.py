@@ -252,3 +252,12 @@ def test_a_token_that_is_a_user_s_name_is_not_told(options: Options) -> None:
     made = exchange()
     made.user = "ghp_abcdefghij0123456789"
     assert EventBuilder(options()).build(made).user == MASK
+
+
+def test_pages_that_show_events_are_recorded_without_their_bodies(options: Options) -> None:
+    made = exchange("/admin/audit_logging/deadletter/7/change/")
+    made.request_body = made.response_body = b"an event"
+    made.route = "admin/audit_logging/deadletter/<path:object_id>/change/"
+    event = EventBuilder(options()).build(made)
+    assert (event.request_body_state, event.response_body_state) == ("omitted_policy",) * 2
+    assert "an event" not in event.to_json()
