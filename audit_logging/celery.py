@@ -163,6 +163,22 @@ def send_batch(batch: bytes, count: int) -> None:
             raise
 
 
+def prepare() -> None:
+    """Import what sending needs, and connect to nothing.
+
+    At the start: done with the first batch, an import may be under way when the service forks, and
+    a child waits for ever for a module that a thread of its parent was importing.
+    """
+    from celery.events import dispatcher, receiver  # noqa: F401
+
+    app = make_app()
+    with app.connection_for_write() as connection:
+        connection.get_transport_cls()
+        app.amqp.Producer(connection, auto_declare=False)
+    # Every task that is sent has a result to be asked for, though nobody asks.
+    app.AsyncResult("none", backend=app.backend)
+
+
 def forget_connection() -> None:
     """Close this thread's connection to the broker; the next batch opens one anew. For tests."""
     sender: _Sender | None = getattr(_threads, "sender", None)

@@ -7,6 +7,7 @@ direct   the thread posts it to the publisher; there is no broker and no worker
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -18,6 +19,8 @@ from .delivery import Deliverer, PerProcess
 from .exceptions import DeliveryUnavailable
 from .outcome import Target
 from .publisher_client import Publisher
+
+logger = logging.getLogger(__name__)
 
 #: The publisher's own way to the event log. By name, as the capture tier imports nothing of the
 #: other tiers, and does not install what they need.
@@ -33,8 +36,13 @@ def make_send(options: LoggingSettings = conf) -> Callable[[bytes, int], None]:
     if options.DELIVERY == "direct":
         return DirectSend(options)
     # Not at the top: a service without Celery does not load it.
-    from .celery import send_batch
+    from .celery import prepare, send_batch
 
+    try:
+        prepare()
+    except Exception:
+        # It says so with the first batch, which is spooled then.
+        logger.debug("Celery is not ready to send", exc_info=True)
     return send_batch
 
 

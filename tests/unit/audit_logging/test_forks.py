@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from audit_logging.forks import within
 
@@ -62,3 +65,34 @@ def test_one_that_stays_within_holds_up_neither_the_fork_nor_the_child() -> None
     thread.join()
     # And afterwards all is as before.
     assert in_child(child)
+
+
+def test_the_first_batch_imports_nothing(tmp_path: Path) -> None:
+    """A child that is forked in the middle of an import waits for that module for ever."""
+    program = """
+import sys
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["audit_logging"],
+    AUDIT_LOGGING={"SERVICE_NAME": "shop", "DATA_DIR": sys.argv[1]},
+)
+import django
+django.setup()
+from audit_logging.conf import conf
+from audit_logging.handover import make_send
+send = make_send(conf)
+before = set(sys.modules)
+send(b"{}", 1)
+print(sorted(set(sys.modules) - before))
+"""
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environ.pop("DJANGO_SETTINGS_MODULE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
