@@ -175,7 +175,11 @@ class Snapshot(Generic[T]):
         self._loop.stop(timeout)
 
     def _step(self) -> float:
-        if self._before is not None:
-            self._before()
+        try:
+            if self._before is not None:
+                self._before()
+        except Exception:
+            # The source says what is wrong, if it still is.
+            logger.debug("%s: could not be prepared", self._name, exc_info=True)
         self.refresh()
         return self._interval

@@ -169,6 +169,7 @@ def prepare() -> None:
     At the start: done with the first batch, an import may be under way when the service forks, and
     a child waits for ever for a module that a thread of its parent was importing.
     """
+    from celery.app import events  # noqa: F401
     from celery.events import dispatcher, receiver  # noqa: F401
 
     app = make_app()

@@ -78,9 +78,11 @@ def _is_there(size: int, socket: Any, source: Any) -> bool:
 
 
 def _read_ahead(source: Any) -> int:
-    """Bytes that gunicorn has received together with the request's head."""
-    buffer = getattr(getattr(getattr(source, "reader", None), "unreader", None), "buf", None)
-    return len(buffer.getvalue()) if isinstance(buffer, BytesIO) else 0
+    """Bytes that gunicorn has already received: with the request's head, or beyond what was
+    asked for."""
+    unreader = getattr(getattr(source, "reader", None), "unreader", None)
+    buffers = (getattr(unreader, "buf", None), getattr(source, "buf", None))
+    return sum(len(buffer.getvalue()) for buffer in buffers if isinstance(buffer, BytesIO))
 
 
 def _in_memory(source: Any) -> bool:
