@@ -20,6 +20,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
+#: Whether this process's application is wrapped; for the check of it.
+wrapped = False
+
 _GOODBYES = ("lifespan.shutdown.complete", "lifespan.shutdown.failed")
 
 
@@ -30,13 +33,16 @@ def audited(application: Application) -> Application:
     doing so; for one that does not, the server's messages are answered in its place.
     """
 
-    async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
+    global wrapped
+    wrapped = True
+
+    async def serve(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _live(application, scope, receive, send)
         else:
             await application(scope, receive, send)
 
-    return wrapped
+    return serve
 
 
 async def _live(application: Application, scope: Message, receive: Receive, send: Send) -> None:

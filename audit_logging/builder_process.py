@@ -181,8 +181,10 @@ def plain(value: Any) -> Any:
         return "".join((value, ""))
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([plain(item) for item in value])
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(plain(item) for item in value)
     raise ValueError(f"{type(value).__name__} is no plain value")
 
 
@@ -221,7 +223,7 @@ def settings_of(options: LoggingSettings) -> dict[str, Any]:
             "DATA_UPLOAD_MAX_MEMORY_SIZE": settings.DATA_UPLOAD_MAX_MEMORY_SIZE,
         },
         "options": {
-            name: value if isinstance(value, (int, str)) else _plain(value)
+            name: value if isinstance(value, (int, str)) else _listed(value)
             for name, value in values.items()
             if value is not None
         },
@@ -236,7 +238,7 @@ def _secret_key(settings: Any) -> str | bytes:
     return bytes(key) if isinstance(key, bytes) else str(key)
 
 
-def _plain(value: Any) -> Any:
+def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else str(value)
 
 

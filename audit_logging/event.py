@@ -270,22 +270,22 @@ def request_id(exchange: Exchange) -> str:
     return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:]}"
 
 
-def complete(exchange: Exchange) -> bool:
-    """Fill in what the service's own process alone can tell, and needs no haste: what a route
-    would have taken from a path that Django redirects to where a slash stands at its end.
-
-    :return: whether the service's own code was asked, which may have opened connections.
-    """
+def is_incomplete(exchange: Exchange) -> bool:
+    """Whether the service's own process can tell more: of a path that was redirected, perhaps to
+    where a slash stands at its end, which has no route."""
     redirected = exchange.route is None and exchange.status in _REDIRECTS
-    if not redirected or exchange.path.endswith("/") or len(exchange.path) > _MAX_PATH:
-        return False
+    return redirected and not exchange.path.endswith("/") and len(exchange.path) <= _MAX_PATH
+
+
+def complete(exchange: Exchange) -> None:
+    """Fill in what a route would have taken from an incomplete exchange's path. It asks the
+    service's own code, which may open connections to its databases."""
     try:
         exchange.kwargs = resolve(f"{exchange.path}/").captured_kwargs or {}
     except Exception:  # noqa: BLE001, S110
         # No such route; or none at all, or a converter of the service's that fails: an event
         # is not lost for that.
         pass
-    return True
 
 
 @lru_cache(maxsize=2048)

@@ -52,6 +52,7 @@ class AuditMiddleware:
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
+            checks.serving_asgi()
         # What this imports takes a while: at the start, not in the first request.
         get_transport()
         # Before the transport's own, which was registered earlier; once for all middlewares.

@@ -33,14 +33,29 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 10.0
 #: What it asks the environment for is told to it instead; the rest is not its business.
 _NOT_INHERITED = ("AUDIT_LOGGING_", "DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR")
-
-
 #: Seconds over which it is looked how much the building takes, and the share of one core from
 #: which it is worth a process.
 _WINDOW = 3.0
 _WORTH_IT = 0.03
 #: Seconds without a frame after which a process that was started for its load is ended.
 _UNUSED = 120.0
+#: Bytes of memory that must be left where it is limited: what a process needs, and as much again.
+_ROOM = 96 << 20
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def has_room(cgroup: Path = _CGROUP) -> bool:
+    """Whether this container's memory has room for one process more; where nothing limits it, or
+    nobody can tell, it has."""
+    try:
+        most = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        # Of what is used the cache of files is given back at need.
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        used -= int(stat.get("inactive_file", 0))
+        return most == "max" or int(most) - used >= _ROOM
+    except (OSError, ValueError):
+        return True
 
 
 class Load:
@@ -125,7 +140,7 @@ class RemoteBuilder:
         except Exception as error:
             # Whatever it is, what comes next out of the pipe cannot be trusted.
             self._failed(error)
-            raise BuilderUnavailable(f"The builder process failed: {error!r}") from error
+            raise BuilderUnavailable(f"It failed: {type(error).__name__}") from error
         self._breaker.succeeded()
         self._used_at = time.monotonic()
         return parcels, failed
@@ -138,8 +153,9 @@ class RemoteBuilder:
             except ValueError:
                 return frame_of(plain(states))
         except Exception as error:
-            # Something of the service's own; nothing was written yet.
-            raise BuilderUnavailable(f"An exchange cannot be sent: {error!r}") from error
+            # Something of the service's own; nothing was written yet. Its text may hold anything.
+            kind = type(error).__name__
+            raise BuilderUnavailable(f"An exchange cannot be sent to it: {kind}") from error
 
     def _is_sensitive(self, name: str) -> bool:
         return sensitive_key(name, self._extra)

@@ -24,19 +24,20 @@ from contextlib import nullcontext
 from functools import partial
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from . import metrics, tracing
+from . import checks, metrics, tracing
 from .background import Loop
 from .batch import pack
 from .buffer import Buffer, Hand
 from .capture import Exchange
 from .conf import LoggingSettings, conf
-from .event import EventBuilder, complete
+from .event import EventBuilder, complete, is_incomplete
 from .exceptions import BuilderUnavailable
 from .flags import in_test_run
 from .outbox import IDLE, STREAM, Outbox, Outcome, Send
 from .producers import Producer
-from .remote_builder import Load, RemoteBuilder
+from .remote_builder import Load, RemoteBuilder, has_room
 
 __all__ = ["STREAM", "Send", "Transport", "get_transport", "set_transport"]
 
@@ -56,9 +57,19 @@ Place = Callable[[bytes, int], Outcome]
 
 
 def _complete(exchange: Exchange) -> None:
-    if complete(exchange):
-        # The service's code ran on a thread that nobody else closes connections of.
-        connections.close_all()
+    if not is_incomplete(exchange):
+        return
+    before = {connection.alias for connection in _open_connections()}
+    complete(exchange)
+    # The service's code ran on a thread that nobody else closes connections of.
+    for connection in _open_connections():
+        if connection.alias not in before:
+            connection.close()
+
+
+def _open_connections() -> list[BaseDatabaseWrapper]:
+    """This thread's; there are some already where a request thread flushes."""
+    return [one for one in connections.all(initialized_only=True) if one.connection is not None]
 
 
 class Slices:
@@ -205,7 +216,9 @@ class Transport:
         if self._refused:
             refused, self._refused = self._refused, Counter()
             said = ", ".join(f"{count} {reason}" for reason, count in list(refused.items()))
-            self.outbox.warn("events are LOST: %s", said)
+            if not self.outbox.warn("events are LOST: %s", said):
+                # Kept back for now: the next line gives the sum since the last.
+                self._refused.update(refused)
         if not nearly_full:
             return IDLE * 60
         held_up = since is not None and time.monotonic() - since >= _HELD_UP
@@ -272,7 +285,7 @@ class Transport:
         if self._options.BUILD_IN != "auto" or in_test_run():
             return
         if self._remote is None:
-            if self._load.heavy():
+            if self._load.heavy() and has_room():
                 logger.info("building events takes its share of this process: a process is started")
                 self._remote = RemoteBuilder(self._options)
         elif self._remote.unused:
@@ -313,6 +326,7 @@ class Transport:
             return
         # Once: where it cannot be made, it is not tried with every batch.
         self._attached = True
+        checks.report_serving()
         try:
             self.producer.attach()
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -23,3 +24,15 @@ def eventually(
             said = message() if callable(message) else message
             raise AssertionError(said or f"did not come about within {timeout:g} s")
         time.sleep(pause)
+
+
+def in_child(work: Callable[[], bool]) -> bool:
+    """Whether `work` holds in a forked child."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if work() else 2
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -27,12 +27,13 @@ from .host import (
     check_publisher_answers,
     check_tables,
 )
-from .running import check_threads, report
+from .running import check_asgi, check_threads, report, report_serving, serving_asgi
 
 __all__ = [
     "CHECKS",
     "MIDDLEWARE",
     "Entry",
+    "check_asgi",
     "check_broker",
     "check_compression",
     "check_delivery",
@@ -50,4 +51,6 @@ __all__ = [
     "check_tables",
     "check_threads",
     "report",
+    "report_serving",
+    "serving_asgi",
 ]

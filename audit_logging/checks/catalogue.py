@@ -368,6 +368,16 @@ CHECKS = (
         "deploy",
     ),
     Entry(
+        "W027",
+        "Behind uvicorn, the ASGI application is not wrapped",
+        "uvicorn, also as gunicorn's worker, ends by its signal: Python's exit handlers never run, "
+        "and a graceful stop loses what is in memory. Seen with --deploy where uvicorn is "
+        "installed, and in the log of each process that it serves.",
+        "In asgi.py: from audit_logging.asgi import audited; application = "
+        "audited(get_asgi_application()).",
+        "deploy",
+    ),
+    Entry(
         "I001",
         "Answers are compressed before they are recorded",
         "GZipMiddleware stands behind the audit: bodies are unpacked again in the background, "

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
+from django.conf import settings
 from django.core.checks import CheckMessage
+from django.utils.module_loading import import_string
 
+from .. import asgi
 from .catalogue import found
 from .configuration import check_middleware
 from .registering import app_installed, check
@@ -16,6 +20,8 @@ from .registering import app_installed, check
 logger = logging.getLogger("audit_logging")
 
 _reported = False
+#: Whether this process's middleware is asynchronous.
+serves_asgi = False
 
 
 def threads_never_run() -> bool:
@@ -53,6 +59,35 @@ def check_threads() -> Iterator[CheckMessage]:
 def _threads() -> Iterator[CheckMessage]:
     if threads_never_run():
         yield found("E016", "uWSGI runs without enable-threads.")
+
+
+@check(deploy=True)
+def check_asgi() -> Iterator[CheckMessage]:
+    """W027: a graceful stop that loses events."""
+    name = getattr(settings, "ASGI_APPLICATION", None)
+    if name and find_spec("uvicorn") is not None:
+        # To import it is what a server does.
+        import_string(name)
+        yield from _unwrapped()
+
+
+def _unwrapped() -> Iterator[CheckMessage]:
+    if not asgi.wrapped:
+        yield found("W027", "The ASGI application is not wrapped by audit_logging.asgi.audited.")
+
+
+def serving_asgi() -> None:
+    """Take down that this process serves through ASGI."""
+    global serves_asgi
+    serves_asgi = True
+
+
+def report_serving() -> None:
+    """Log, once in a process that has served a request, what its start could not tell."""
+    # An application is wrapped after its middleware is made.
+    if serves_asgi and "uvicorn" in sys.modules:
+        for message in _unwrapped():
+            logger.warning("%s (%s) %s", message.msg, message.id, message.hint)
 
 
 def report() -> None:

@@ -29,6 +29,8 @@ KINDS = (
     kinds.UVICORN,
     kinds.UWSGI,
 )
+ASGI = [kind for kind in KINDS if kind.asgi]
+WSGI = [kind for kind in KINDS if not kind.asgi]
 _cases = itertools.count()
 
 
@@ -38,6 +40,11 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     # Its worker may be held by a caller of ours: what is in the way is named after 5 seconds.
     with serve(Served(kind)) as served:
         yield served
+
+
+def behind(some: list[Kind]) -> pytest.MarkDecorator:
+    """For these servers alone: elsewhere there is no such moment."""
+    return pytest.mark.parametrize("served", some, indirect=True, ids=str, scope="module")
 
 
 @pytest.fixture
@@ -91,9 +98,9 @@ def test_before_the_body_is_complete(served: Served, case: str, how: str) -> Non
         assert event["request_body"].startswith("[not read")
 
 
+# Behind ASGI Django waits for the whole body, before any middleware.
+@behind(WSGI)
 def test_a_service_that_does_not_read_waits_for_no_body(served: Served, case: str) -> None:
-    if served.kind.asgi:
-        pytest.skip("Django waits for the whole body there, before any middleware")
     sent = wire.message("POST", f"/closed/x?case={case}", DOCUMENT, content_type=JSON)
     with wire.connect(served.port) as connection:
         connection.sendall(sent[:-50])
@@ -123,9 +130,9 @@ def test_before_the_answer_of_a_sync_view(served: Served, case: str) -> None:
         assert (event["response_body"], event["response_size"]) == ("through", 7)
 
 
+# Behind WSGI an async view is a sync one.
+@behind(ASGI)
 def test_before_the_answer_of_an_async_view(served: Served, case: str) -> None:
-    if not served.kind.asgi:
-        pytest.skip("an async view is a sync one there")
     connection = wire.connect(served.port)
     connection.sendall(
         wire.message("POST", f"/gate-async?name={case}&case={case}", DOCUMENT, content_type=JSON)
@@ -139,13 +146,16 @@ def test_before_the_answer_of_an_async_view(served: Served, case: str) -> None:
     assert event["request_body"] == DOCUMENT.decode()
 
 
+def _stream_of(served: Served) -> str:
+    """The view whose stream is sent as it comes; Django reads the other to its end before."""
+    return "stream-async" if served.kind.asgi else "stream"
+
+
 # -- while the answer comes --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view", ["stream", "stream-async"])
-def test_in_the_middle_of_a_stream(served: Served, case: str, view: str) -> None:
-    if ("async" in view) != served.kind.asgi:
-        pytest.skip("Django reads such a stream to its end before the first byte is sent")
+def test_in_the_middle_of_a_stream(served: Served, case: str) -> None:
+    view = _stream_of(served)
     closed = served.notes().count("stream closed")
     connection = wire.connect(served.port)
     connection.sendall(wire.message("GET", f"/{view}?kind=waits&case={case}"))
@@ -158,11 +168,9 @@ def test_in_the_middle_of_a_stream(served: Served, case: str, view: str) -> None
     eventually(lambda: served.notes().count("stream closed") == closed + 1, 15)
 
 
-@pytest.mark.parametrize("view", ["stream", "stream-async"])
-def test_a_caller_that_reads_slowly(served: Served, case: str, view: str) -> None:
+def test_a_caller_that_reads_slowly(served: Served, case: str) -> None:
     """Its record comes at the true end, with the true size."""
-    if ("async" in view) != served.kind.asgi:
-        pytest.skip("Django reads such a stream to its end before the first byte is sent")
+    view = _stream_of(served)
     with wire.connect(served.port) as connection:
         connection.sendall(wire.message("GET", f"/{view}?kind=long&case={case}"))
         received = read_until(connection, b"first,")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
 
-from audit_logging import transport
+from audit_logging import asgi, checks, transport
 from audit_logging.asgi import audited
+from audit_logging.checks import running
 
 LIFE = ["lifespan.startup", "lifespan.shutdown"]
 
@@ -77,3 +80,36 @@ def test_requests_pass_as_they_are() -> None:
     request = ({"type": "http"}, object(), object())
     asyncio.run(audited(application)(*request))  # type: ignore[arg-type]
     assert passed == list(request)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_process_behind_uvicorn_says_so_when_nobody_wrapped_it(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wrapped: bool,
+    asynchronous: bool,
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", ModuleType("uvicorn"))
+    monkeypatch.setattr(asgi, "wrapped", wrapped)
+    monkeypatch.setattr(running, "serves_asgi", False)
+    if asynchronous:
+        checks.serving_asgi()
+    checks.report_serving()
+    assert ("audit_logging.W027" in caplog.text) == (asynchronous and not wrapped)
+
+
+@pytest.mark.parametrize("wraps", [True, False])
+def test_the_check_imports_the_application_and_looks(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, wraps: bool
+) -> None:
+    module = ModuleType("wrapped_asgi")
+    monkeypatch.setitem(sys.modules, "wrapped_asgi", module)
+    monkeypatch.setattr(asgi, "wrapped", False)
+    monkeypatch.setattr(running, "find_spec", lambda name: name == "uvicorn")
+    application = ASGIHandler()
+    module.application = audited(application) if wraps else application  # type: ignore[attr-defined]
+    settings.ASGI_APPLICATION = "wrapped_asgi.application"
+    settings.MIDDLEWARE = [checks.MIDDLEWARE]
+    settings.AUDIT_LOGGING = {"SERVICE_NAME": "shop"}
+    assert [one.id for one in checks.check_asgi()] == ([] if wraps else ["audit_logging.W027"])

@@ -19,25 +19,13 @@ from audit_logging.breaker import Breaker
 from audit_logging.buffer import Buffer
 from audit_logging.capture import Exchange
 from audit_logging.policy import Decision
-from tests.support import eventually
+from tests.support import eventually, in_child
 
 
 def exchange(body: bytes = b"") -> Exchange:
     made = Exchange(RequestFactory().get("/x"), Decision(max_body_bytes=1000))
     made.response_body = body
     return made
-
-
-def in_child(work: Callable[[], bool]) -> bool:
-    """Whether `work` holds in a forked child."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = 0 if work() else 2
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # -- buffer ------------------------------------------------------------------------------------

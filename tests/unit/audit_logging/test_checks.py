@@ -121,6 +121,7 @@ def service(
     """A service with nothing wrong; call it with options that are."""
     settings.INSTALLED_APPS = ["audit_logging"]
     settings.MIDDLEWARE = [checks.MIDDLEWARE]
+    settings.ASGI_APPLICATION = None
     good = {
         "SERVICE_NAME": "shop",
         "DATA_DIR": tmp_path / "a" / "b",

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from audit_logging.capture import Exchange
 from audit_logging.conf import LoggingSettings
-from audit_logging.event import UNMATCHED, EventBuilder, complete, endpoint_name
+from audit_logging.event import (
+    UNMATCHED,
+    EventBuilder,
+    complete,
+    endpoint_name,
+    is_incomplete,
+)
 from audit_logging.policy import Decision
 from audit_logging.sensitive import MASK
 from audit_publisher.serializers import parse_event
@@ -187,6 +193,7 @@ def test_what_a_path_holds_is_masked_by_its_route_though_the_last_slash_is_missi
     def redirected(path: str) -> str:
         made = exchange(path)
         made.status = 301
+        assert is_incomplete(made)
         complete(made)
         return builder.build(made).path
 
@@ -194,6 +201,10 @@ def test_what_a_path_holds_is_masked_by_its_route_though_the_last_slash_is_missi
     assert redirected("/otp/other") == "/otp/other"
     settings.ROOT_URLCONF = "no.such.module"
     assert redirected("/otp/482915") == "/otp/482915"
+    # A scanner's paths have the service's code asked for nothing.
+    made = exchange("/otp/482915")
+    made.status = 404
+    assert not is_incomplete(made)
     made = exchange("/otp/482915/")
     made.route, made.kwargs = "otp/<int:otp>/", {"otp": 482915}
     assert builder.build(made).path == f"/otp/{MASK}/"

@@ -7,21 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from audit_logging.forks import within
-
-
-def in_child(work: Callable[[], bool]) -> bool:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = 0 if work() else 1
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+from tests.support import in_child
 
 
 def test_a_fork_comes_when_nobody_is_within() -> None:

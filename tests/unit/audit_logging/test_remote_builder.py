@@ -22,7 +22,7 @@ from audit_logging.conf import LoggingSettings
 from audit_logging.event import EventBuilder
 from audit_logging.exceptions import BuilderUnavailable
 from audit_logging.policy import Decision
-from audit_logging.remote_builder import Load, RemoteBuilder
+from audit_logging.remote_builder import Load, RemoteBuilder, has_room
 from audit_logging.transport import Transport
 from tests.support import eventually
 
@@ -263,3 +263,27 @@ def test_the_load_is_that_of_the_thread_itself() -> None:
             cpu[0] += 0.5 * share
             seen.append((share, load.heavy()))
     assert {share for share, heavy in seen if heavy} == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("most", "used", "cache", "room"),
+    [
+        ("max", 1 << 40, 0, True),
+        (str(256 << 20), 100 << 20, 0, True),
+        (str(256 << 20), 200 << 20, 0, False),
+        # The cache of files is given back at need.
+        (str(256 << 20), 200 << 20, 60 << 20, True),
+        ("what", 0, 0, True),
+    ],
+)
+def test_a_container_without_room_gets_no_further_process(
+    tmp_path: Path, most: str, used: int, cache: int, room: bool
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{most}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {cache}\n")
+    assert has_room(tmp_path) == room
+
+
+def test_where_nothing_tells_of_limits_there_is_room(tmp_path: Path) -> None:
+    assert has_room(tmp_path / "none")
