@@ -13,27 +13,38 @@ from tests.support import eventually
 
 
 class Load:
-    """Callers that ask for one item after the other; what was answered stands in `answered`."""
+    """Callers that ask for one item after the other, as long as the block lasts; what was answered
+    stands in `answered`."""
 
     def __init__(self, served: Served, callers: int = 4) -> None:
         self._served = served
         self._numbers = itertools.count()
-        self._goes_on = threading.Event()
-        self._goes_on.set()
+        self._ended = threading.Event()
         self.answered: set[str] = set()
         self.asked: set[str] = set()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(callers)]
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(callers)]
+
+    def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # Also after a failure: callers that go on would be in the way of every later test.
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(60)
 
     def _ask(self) -> None:
-        while self._goes_on.is_set():
+        while not self._ended.is_set():
             case = f"load-{next(self._numbers)}"
             self.asked.add(case)
             try:
                 answer = self._served.get(f"/items/1?case={case}")
             except OSError:
-                continue  # nobody listens at the moment
+                # Nobody listens at the moment.
+                self._ended.wait(0.01)
+                continue
             if answer.status == 201:
                 self.answered.add(case)
 
@@ -41,13 +52,6 @@ class Load:
         """Return when so many more were answered."""
         goal = len(self.answered) + more
         eventually(lambda: len(self.answered) >= goal, 30, lambda: self._served.tail_log())
-
-    def end(self) -> set[str]:
-        """Stop asking; return the cases that were answered."""
-        self._goes_on.clear()
-        for thread in self._threads:
-            thread.join(60)
-        return self.answered
 
 
 def cases(events: Iterable[dict[str, Any]]) -> Counter[str]:

@@ -39,19 +39,18 @@ def _stop_and_kill(redis_server: Redis, served: Served) -> None:
     import redis
 
     capture = served.folder / "capture"
-    load = Load(served)
-    load.reach(60)
-    redis_server.pause()
-    # It accepts connections and answers nothing. The service goes on as before.
-    load.reach(120)
-    redis_server.resume()
-    load.reach(30)
-    redis_server.kill()
-    load.reach(120)
-    eventually(lambda: records.spooled(capture), 20, served.tail_log)
-    redis_server.start()
-    load.reach(30)
-    answered = load.end()
+    with Load(served) as load:
+        load.reach(60)
+        redis_server.pause()
+        # It accepts connections and answers nothing. The service goes on as before.
+        load.reach(120)
+        redis_server.resume()
+        load.reach(30)
+        redis_server.kill()
+        load.reach(120)
+        eventually(lambda: records.spooled(capture), 20, served.tail_log)
+        redis_server.start()
+        load.reach(30)
     arrived: list[dict[str, Any]] = []
 
     def all_there() -> bool:
@@ -59,7 +58,7 @@ def _stop_and_kill(redis_server: Redis, served: Served) -> None:
         with redis.Redis.from_url(redis_server.url, socket_timeout=5) as client:
             messages = client.lrange(records.QUEUE, 0, -1)
         arrived = records.in_messages(messages)  # type: ignore[arg-type]
-        return set(cases(arrived)) >= answered and not records.spooled(capture)
+        return set(cases(arrived)) >= load.answered and not records.spooled(capture)
 
     eventually(all_there, 60, served.tail_log, pause=0.2)
     # What was sent twice, as its first try only seemed to fail, is one event with one id.

@@ -74,13 +74,12 @@ def test_forks_in_the_middle_of_load_and_a_stop(
 ) -> None:
     """Two workers; their requests fork children that capture on their own; then SIGTERM."""
     served = start(kind, workers=2, options=options)
-    load = Load(served)
-    load.reach(30)
-    for n in range(3):
-        answer = served.get(f"/fork?n={n}&case=fork-{n}")
-        assert answer.body == b"child ended with 0", served.tail_log()
-    load.reach(30)
-    answered = load.end()
+    with Load(served) as load:
+        load.reach(30)
+        for n in range(3):
+            answer = served.get(f"/fork?n={n}&case=fork-{n}")
+            assert answer.body == b"child ended with 0", served.tail_log()
+        load.reach(30)
     served.end()
     # What a process that ends takes over from its own sender may be on its way already: it is the
     # same event, by its id, and one row of the lake.
@@ -88,7 +87,7 @@ def test_forks_in_the_middle_of_load_and_a_stop(
     expected = {f"fork-{n}" for n in range(3)} | {
         f"child-{n}-{k}" for n in range(3) for k in range(5)
     }
-    assert cases(events) == Counter(answered | expected)
+    assert cases(events) == Counter(load.answered | expected)
     check_numbers(events)
     assert len({event["producer_epoch"] for event in events}) >= 4
 
@@ -96,16 +95,15 @@ def test_forks_in_the_middle_of_load_and_a_stop(
 @pytest.mark.parametrize("kind", [kinds.SYNC, RECYCLED, kinds.ASGI_WORKER], ids=str)
 def test_workers_that_are_recycled_under_load(start: Callable[..., Served], kind: Kind) -> None:
     served = start(kind, workers=2)
-    load = Load(served)
-    load.reach(40)
-    if kind is not RECYCLED:
-        served.tell(signal.SIGHUP)
-    load.reach(40)
-    answered = load.end()
+    with Load(served) as load:
+        load.reach(40)
+        if kind is not RECYCLED:
+            served.tell(signal.SIGHUP)
+        load.reach(40)
     served.end()
     found = cases(served.records())
     assert set(found.values()) == {1}
-    assert set(found) >= answered
+    assert set(found) >= load.answered
     # An answer that a dying worker could not send any more is recorded all the same.
     assert set(found) <= load.asked
     check_numbers(served.records())
