@@ -26,6 +26,7 @@ from django.core.signals import setting_changed
 
 from .background import Loop
 from .conf import LoggingSettings, conf
+from .forks import within
 from .policy import Policy, document, etag, from_settings, overlay
 
 logger = logging.getLogger(__name__)
@@ -68,13 +69,16 @@ class DatabaseSource:
 
     def load(self, tag: str, *, tell: bool) -> Answer | None:
         """Return the flags that the admin holds."""
-        found = document(self._service)
+        # A child that is forked in the middle of a SQLite transaction sees a lock that never ends.
+        with within:
+            found = document(self._service)
         now = etag(found)
         return None if now == tag else (found, now)
 
     def in_force(self, tag: str) -> None:
         """Note in the flags' database that this process has them, for the admin to show."""
-        self._reporter.store(tag)
+        with within:
+            self._reporter.store(tag)
 
     def rest(self, *, last: bool = False) -> None:
         """Treat the connections of this thread as CONN_MAX_AGE says, as after a request."""

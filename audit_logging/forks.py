@@ -1,7 +1,8 @@
 """What a background thread of ours is within when the service forks.
 
-Libraries take locks of the whole process for moments: SQLite around its memory, kombu around its
-connections. A child that is forked in such a moment has them locked for ever. So a fork waits
+Libraries take locks of the whole process for moments: kombu around its connections; SQLite around
+its memory, and in its list of files that a transaction of this process has locked. A child that is
+forked in such a moment has them locked for ever. So a fork waits
 until our threads are out of them, and they wait until it is done; neither for long: a thread that
 stays within waits for a disk or a network, and holds no such lock.
 """

@@ -14,10 +14,14 @@ from tests.support import eventually
 
 class Load:
     """Callers that ask for one item after the other, as long as the block lasts; what was answered
-    stands in `answered`."""
+    stands in `answered`.
 
-    def __init__(self, served: Served, callers: int = 4) -> None:
+    :param target: what they ask for.
+    """
+
+    def __init__(self, served: Served, target: str = "/items/1", callers: int = 4) -> None:
         self._served = served
+        self._target = target
         self._numbers = itertools.count()
         self._ended = threading.Event()
         self.answered: set[str] = set()
@@ -40,12 +44,12 @@ class Load:
             case = f"load-{next(self._numbers)}"
             self.asked.add(case)
             try:
-                answer = self._served.get(f"/items/1?case={case}")
+                answer = self._served.get(f"{self._target}?case={case}")
             except OSError:
                 # Nobody listens at the moment.
                 self._ended.wait(0.01)
                 continue
-            if answer.status == 201:
+            if 200 <= answer.status < 300:
                 self.answered.add(case)
 
     def reach(self, more: int) -> None:

@@ -253,10 +253,12 @@ async def gate_async(request: HttpRequest) -> HttpResponse:
     return HttpResponse("through")
 
 
+@transaction.non_atomic_requests
 def pid(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"pid": os.getpid()})
 
 
+@transaction.non_atomic_requests
 def fork(request: HttpRequest) -> HttpResponse:
     """Forks in the middle of it all; the child serves a few requests of its own and ends."""
     child = os.fork()
@@ -264,7 +266,7 @@ def fork(request: HttpRequest) -> HttpResponse:
         code = 1
         try:
             for n in range(5):
-                Client().get("/items/1", {"case": f"child-{request.GET['n']}-{n}"})
+                Client().get("/pid", {"case": f"child-{request.GET['n']}-{n}"})
             if settings.AUDITED:
                 from audit_logging.transport import get_transport
 
