@@ -48,13 +48,16 @@ _export_held = False
 
 def _before_fork() -> None:
     global _export_held
-    _export_held = _export_lock.acquire(timeout=_FORK_WAITS)
+    held = _export_lock.acquire(timeout=_FORK_WAITS)
     _lock.acquire()
+    # Under the lock: another thread may be at a fork of its own.
+    _export_held = held
 
 
 def _after_fork_in_parent() -> None:
+    held = _export_held
     _lock.release()
-    if _export_held:
+    if held:
         _export_lock.release()
 
 

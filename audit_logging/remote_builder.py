@@ -25,6 +25,7 @@ from .builder_process import (
 from .capture import Exchange
 from .conf import LoggingSettings
 from .exceptions import BuilderUnavailable
+from .forks import within
 from .sensitive import normalise_key, sensitive_key
 
 logger = logging.getLogger(__name__)
@@ -187,13 +188,16 @@ class RemoteBuilder:
             if not name.upper().startswith(_NOT_INHERITED)
         }
         environ["PYTHONPATH"] = os.pathsep.join(str(entry or Path.cwd()) for entry in sys.path)
-        self._process = process = subprocess.Popen(
-            [_python(), "-m", "audit_logging.builder_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=environ,
-        )
+        # A child that is forked in the midst has copies of pipes it does not know of: the start
+        # would wait for it to close one, and the process for the other, for as long as it lives.
+        with within:
+            self._process = process = subprocess.Popen(
+                [_python(), "-m", "audit_logging.builder_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env=environ,
+            )
         if process.stdin is None:
             return
         os.set_blocking(process.stdin.fileno(), False)

@@ -9,6 +9,9 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from audit_logging import metrics
 from audit_logging.forks import within
 from tests.support import in_child
 
@@ -54,6 +57,37 @@ def test_one_that_stays_within_holds_up_neither_the_fork_nor_the_child() -> None
     thread.join()
     # And afterwards all is as before.
     assert in_child(child)
+
+
+def test_two_threads_that_fork_at_once_leave_no_lock_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second_waits = threading.Event()
+    real = threading.Lock()
+
+    class Lock:
+        def acquire(self) -> bool:
+            if threading.current_thread() is not threading.main_thread():
+                second_waits.set()
+            return real.acquire()
+
+        def release(self) -> None:
+            real.release()
+
+    def fork() -> None:
+        metrics._before_fork()
+        metrics._after_fork_in_parent()
+
+    monkeypatch.setattr(metrics, "_lock", Lock())
+    monkeypatch.setattr(metrics, "_export_lock", export := threading.Lock())
+    monkeypatch.setattr(metrics, "_FORK_WAITS", 0.001)
+    metrics._before_fork()
+    second = threading.Thread(target=fork)
+    second.start()
+    assert second_waits.wait(20)
+    metrics._after_fork_in_parent()
+    second.join()
+    assert not export.locked()
 
 
 def test_the_first_batch_imports_nothing(tmp_path: Path) -> None:

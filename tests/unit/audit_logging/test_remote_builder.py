@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from django.test import RequestFactory
 
-from audit_logging import metrics
+from audit_logging import forks, metrics
 from audit_logging.batch import unpack
 from audit_logging.builder_process import FIELDS, exchange_from, state_of
 from audit_logging.capture import Exchange
@@ -24,7 +26,7 @@ from audit_logging.exceptions import BuilderUnavailable
 from audit_logging.policy import Decision
 from audit_logging.remote_builder import Load, RemoteBuilder, has_room
 from audit_logging.transport import Transport
-from tests.support import eventually
+from tests.support import eventually, in_child
 
 Options = Callable[..., LoggingSettings]
 
@@ -219,6 +221,31 @@ def test_a_forked_child_leaves_it_to_the_parent(remote: RemoteBuilder) -> None:
         os._exit(0 if not remote._ready else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert lines(remote.build([exchange()])[0])
+
+
+def test_a_fork_waits_until_the_process_is_started(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child with copies of the pipes of a start would hold up that start while it lives."""
+    monkeypatch.setattr(forks, "_PATIENCE", 20.0)
+    begun, done = threading.Event(), threading.Event()
+
+    class Start(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            begun.set()
+            super().__init__(*args, **keywords)
+            done.set()
+
+    monkeypatch.setattr("audit_logging.remote_builder.subprocess.Popen", Start)
+    made = RemoteBuilder(options())
+    thread = threading.Thread(target=lambda: made.ready)
+    thread.start()
+    try:
+        assert begun.wait(20)
+        assert in_child(done.is_set)
+    finally:
+        thread.join()
+        made.close()
 
 
 class Sent:
