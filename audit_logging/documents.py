@@ -34,6 +34,10 @@ _MOST_DIGITS = 4300
 _SMALLEST_CARD = 10**11
 
 
+#: An object, a key of it, and what is shown there instead of its value.
+Secret = tuple[dict[str, Any], str, Any]
+
+
 class TooComplex(Exception):
     """Deeper or larger than is looked through."""
 
@@ -58,6 +62,7 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
+_written = json.JSONEncoder(ensure_ascii=False).encode
 _decode = json.JSONDecoder(parse_constant=str)
 _decode_bounded = json.JSONDecoder(parse_constant=str, parse_int=_bounded_int)
 
@@ -112,8 +117,14 @@ class Documents:
         try:
             document = _parse(text)
             self._breathe()
-            if self._is_clean(document, text):
+            secrets: list[Secret] = []
+            colons = self._colons_of_clean(document, secrets)
+            if colons is not None and not secrets and _gives_keys_once(text, colons):
                 return text
+            if colons is not None and secrets:
+                for node, key, instead in secrets:
+                    node[key] = instead
+                return _written(document)
             redacted = self._whole(document, MAX_DEPTH, Task())
             repeated = redacted is document and _repeats(text)
         except (ValueError, RecursionError, TooComplex):
@@ -122,18 +133,17 @@ class Documents:
         if redacted is document and not repeated:
             return text
         self._breathe()
-        return json.dumps(redacted, ensure_ascii=False)
+        return _written(redacted)
 
     # -- at a glance ----------------------------------------------------------------------
 
-    def _is_clean(self, document: Any, text: str) -> bool:
-        """Whether there is certainly nothing to redact; False says that a closer look is due."""
-        colons = self._colons_of_clean(document)
-        return colons is not None and _gives_keys_once(text, colons)
-
-    def _colons_of_clean(self, document: Any) -> int | None:
+    def _colons_of_clean(self, document: Any, secrets: list[Secret] | None = None) -> int | None:
         """Return how many colons a text of `document` has if there is certainly nothing to redact
-        in it, but for what a key given twice may have hidden; None: a closer look is due."""
+        in it, but for what a key given twice may have hidden; None: a closer look is due.
+
+        :param secrets: takes texts and numbers that are secrets by their own key, and by nothing
+            else; without it, one is reason for a closer look, too.
+        """
         plain, breathe = self._names.plain, self._breathe
         texts: list[str] = []
         numbers: list[int | float] = []
@@ -147,11 +157,15 @@ class Documents:
                 values = node
                 if type(node) is dict:
                     colons += len(node)
-                    if not plain.issuperset(node):
-                        if not self._is_plain_object(node):
-                            return None
-                        colons += "".join(node).count(":")
                     values = node.values()
+                    if not plain.issuperset(node):
+                        found = self._secrets_of(node)
+                        if found is None or (found and secrets is None):
+                            return None
+                        if found and secrets is not None:
+                            secrets += [(node, key, instead) for key, instead in found.items()]
+                            values = [node[key] for key in node if key not in found]
+                        colons += "".join(node).count(":")
                 else:
                     if self._may_be_headed(node):
                         return None
@@ -195,8 +209,11 @@ class Documents:
         colons += "".join(texts).count(":")
         return colons
 
-    def _is_plain_object(self, node: dict[str, Any]) -> bool:
+    def _secrets_of(self, node: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what is shown instead of texts and numbers that are secrets by their own key;
+        None: a closer look is due."""
         names, told = self._names, False
+        secrets: dict[str, Any] = {}
         for key in node:
             if key in names.plain:
                 continue
@@ -205,11 +222,16 @@ class Documents:
                 continue
             if names.is_plain(key):
                 continue
-            if names.is_sensitive(key) and shown(key, node[key]) is not node[key]:
-                return False
             if loud([key], names):
-                return False
-        return not (told and hidden_keys(node, names.is_sensitive))
+                return None
+            if names.is_sensitive(key):
+                value = node[key]
+                instead = shown(key, value)
+                if instead is not value:
+                    if type(value) is not str and type(value) is not int:
+                        return None
+                    secrets[key] = instead
+        return None if told and hidden_keys(node, names.is_sensitive) else secrets
 
     def _may_be_headed(self, node: list[Any]) -> bool:
         """Whether a list could hold a name that tells of what stands elsewhere."""
@@ -323,7 +345,7 @@ class Documents:
             # Not JSON after all: a string like any other, but one that may hold broken JSON.
             return _keep(value, self._text(value))
         if redacted is not document or repeated:
-            return json.dumps(redacted, ensure_ascii=False)
+            return _written(redacted)
         return value
 
     def _object(self, value: dict[str, Any], depth: int, task: Task) -> dict[str, Any]:
