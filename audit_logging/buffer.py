@@ -49,11 +49,10 @@ class Buffer:
         return len(self._queue) >= self._many or self._bytes >= self._large
 
     @property
-    def pressing(self) -> bool:
-        """Whether there is no time for naps: more waits than one round takes, or it may be lost."""
-        if self.overflow:
-            return len(self._queue) >= 2 * self.max_events or self._bytes >= self._large
-        return self.nearly_full
+    def pressure(self) -> float:
+        """How near events are to be lost: from 1 on, there is no time for naps."""
+        by_bytes = self._bytes / self._large
+        return by_bytes if self.overflow else max(by_bytes, len(self._queue) / self._many)
 
     def put(self, exchange: Exchange, number: Callable[[], int]) -> Refused | None:
         """Number and add `exchange`; return None, or why it was refused.

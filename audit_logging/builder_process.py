@@ -1,10 +1,12 @@
-"""The builder process: builds events outside the service's interpreter.
+"""The builder process: builds events, and hands them to the broker, outside the service's
+interpreter.
 
-Building an event (parsing, redaction, encoding) is most of the audit's work, and on a thread of
-the service it takes turns with the requests. With BUILD_IN = "process" each process of the
-service has one of these beside it. It does nothing else: what comes in over its standard input
-from the process that started it goes back as packed batches over its standard output, and it ends
-with that process. Nothing that is not redacted goes anywhere else.
+Building an event (parsing, redaction, encoding) and talking to the broker is most of the audit's
+work, and on a thread of the service it takes turns with the requests. With BUILD_IN = "process"
+each process of the service has one of these beside it. It does nothing else: what comes in over
+its standard input, a socket, from the process that started it goes to the broker in packed
+batches; what the broker does not take goes back; and it ends with that process. Nothing that is
+not redacted goes anywhere.
 
 Frames are a length of eight bytes and :mod:`marshal` data: plain values alone, so that reading
 them runs nobody's code.
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 import logging
 import marshal
+import operator
 import os
 import select
 import signal
+import socket
 import struct
-import time
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +40,9 @@ logger = logging.getLogger(__name__)
 READY = "ready"
 
 _LENGTH = struct.Struct(">Q")
-_CHUNK = 1 << 16
-#: How often it is looked whether the parent is still there: seconds. Its end of the pipe may have
+#: Bytes that are received at once, at least.
+_PIECE = 1 << 16
+#: How often it is looked whether the parent is still there: seconds. Its end of the line may have
 #: been inherited by a process that the service started.
 _LOOK_UP = 5.0
 
@@ -73,6 +78,7 @@ FIELDS = (
 )
 
 
+_fields = operator.attrgetter(*FIELDS)
 _KWARGS = FIELDS.index("kwargs")
 
 
@@ -95,54 +101,34 @@ def frame_of(content: Any) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def write_frame(fd: int, frame: bytes, seconds: float | None = None) -> None:
-    """Write one frame, within `seconds` if given.
+def send_frame(line: socket.socket, frame: bytes) -> None:
+    """Send one frame.
 
-    :raises TimeoutError: nobody reads.
-    :raises OSError: the other side is gone.
+    :raises OSError: the other side is gone, or has not taken it in the time of `line`.
     """
-    wait = _waiter(fd, select.POLLOUT, seconds)
-    view = memoryview(frame)
-    while view:
-        wait()
-        view = view[os.write(fd, view[:_CHUNK]) :]
+    line.sendall(frame)
 
 
-def read_frame(fd: int, seconds: float | None = None) -> Any:
-    """Read one frame, within `seconds` if given.
+def receive_frame(line: socket.socket, flags: int = 0) -> Any:
+    """Receive the one frame that is on its way.
 
-    :raises EOFError: the other side is gone.
-    :raises TimeoutError: nothing comes.
+    :param flags: of the first look, as :meth:`socket.socket.recv` has them.
+    :raises EOFError: the other side is gone, or says more than one frame.
+    :raises OSError: nothing has come in the time of `line`.
     """
-    wait = _waiter(fd, select.POLLIN, seconds)
-    (length,) = _LENGTH.unpack(_read(fd, _LENGTH.size, wait))
-    return marshal.loads(_read(fd, length, wait))  # noqa: S302  # from our own parent or child
-
-
-def _waiter(fd: int, event: int, seconds: float | None) -> Callable[[], None]:
-    # Not select(), which knows no file numbers above 1023.
-    poll = select.poll()
-    poll.register(fd, event)
-    end = None if seconds is None else time.monotonic() + seconds
-
-    def wait() -> None:
-        left = None if end is None else max(0.0, end - time.monotonic()) * 1000
-        if not poll.poll(left):
-            raise TimeoutError("the other side does not answer")
-
-    return wait
-
-
-def _read(fd: int, size: int, wait: Callable[[], None]) -> bytes:
-    parts = []
-    while size:
-        wait()
-        part = os.read(fd, min(size, _CHUNK))
-        if not part:
+    # Each call gives the interpreter away, which a busy service is slow to give back: few calls.
+    content = bytearray()
+    most = _LENGTH.size
+    while len(content) < most:
+        piece = line.recv(max(_PIECE, most - len(content)), 0 if content else flags)
+        if not piece:
             raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        content += piece
+        if len(content) >= _LENGTH.size:
+            most = _LENGTH.size + _LENGTH.unpack_from(content)[0]
+    if len(content) > most:
+        raise EOFError("more than one frame")
+    return marshal.loads(memoryview(content)[_LENGTH.size :])  # noqa: S302  # parent's or child's
 
 
 def state_of(exchange: Exchange, is_sensitive: Callable[[str], bool]) -> list[Any]:
@@ -150,7 +136,7 @@ def state_of(exchange: Exchange, is_sensitive: Callable[[str], bool]) -> list[An
 
     :param is_sensitive: tells which of a route's values are secrets; no other is looked at.
     """
-    state = [getattr(exchange, name) for name in FIELDS]
+    state = list(_fields(exchange))
     if exchange.kwargs:
         state[_KWARGS] = {
             name: value if type(value) in (str, int, bool) else (str(value),)
@@ -160,6 +146,18 @@ def state_of(exchange: Exchange, is_sensitive: Callable[[str], bool]) -> list[An
     else:
         state[_KWARGS] = {}
     return state
+
+
+def packed_state(exchange: Exchange, is_sensitive: Callable[[str], bool]) -> bytes:
+    """Return :func:`state_of` as :func:`exchange_from` reads it.
+
+    :raises ValueError: it holds what is of no plain kind.
+    """
+    state = state_of(exchange, is_sensitive)
+    try:
+        return marshal.dumps(state)
+    except ValueError:
+        return marshal.dumps(plain(state))
 
 
 def plain(value: Any) -> Any:
@@ -188,10 +186,11 @@ def plain(value: Any) -> Any:
     raise ValueError(f"{type(value).__name__} is no plain value")
 
 
-def exchange_from(state: list[Any]) -> Exchange:
-    """Return the exchange of a state."""
+def exchange_from(packed: bytes) -> Exchange:
+    """Return the exchange of a packed state."""
     from .capture import Exchange
 
+    state = marshal.loads(packed)  # noqa: S302  # from our own parent
     exchange = Exchange.__new__(Exchange)
     exchange.__dict__.update(zip(FIELDS, state, strict=True))
     exchange.kwargs = {
@@ -201,7 +200,7 @@ def exchange_from(state: list[Any]) -> Exchange:
     return exchange
 
 
-#: The options that events are built by.
+#: The options that events are built and sent by.
 _OPTIONS = (
     "SERVICE_NAME",
     "HEADERS",
@@ -209,11 +208,20 @@ _OPTIONS = (
     "MAX_EVENT_BYTES",
     "BATCH_BYTES",
     "FINGERPRINT_KEY_PATH",
+    "DATA_DIR",
+    "BROKER_URL",
+    "BROKER_TIMEOUT",
+    "CELERY_QUEUE",
+    "DELIVERY_RETRIES",
+    "DELIVERY_TIMEOUT",
 )
 
 
-def settings_of(options: LoggingSettings) -> dict[str, Any]:
-    """Return the settings that events are built by, as plain values."""
+def settings_of(options: LoggingSettings, *, sends: bool = False) -> dict[str, Any]:
+    """Return the settings that events are built and sent by, as plain values.
+
+    :param sends: whether the process is to hand batches to the broker, too.
+    """
     from django.conf import settings
 
     values = {name: getattr(options, name, None) for name in _OPTIONS}
@@ -223,10 +231,11 @@ def settings_of(options: LoggingSettings) -> dict[str, Any]:
             "DATA_UPLOAD_MAX_MEMORY_SIZE": settings.DATA_UPLOAD_MAX_MEMORY_SIZE,
         },
         "options": {
-            name: value if isinstance(value, (int, str)) else _listed(value)
+            name: value if isinstance(value, (int, float, str)) else _listed(value)
             for name, value in values.items()
             if value is not None
         },
+        "sends": sends,
     }
 
 
@@ -243,7 +252,7 @@ def _listed(value: Any) -> Any:
 
 
 def pack_all(
-    builder: EventBuilder, states: list[list[Any]], max_bytes: int
+    builder: EventBuilder, states: list[bytes], max_bytes: int
 ) -> tuple[list[Parcel], int]:
     """Return the packed batches of some exchanges, and how many could not be built."""
     from .batch import pack
@@ -269,26 +278,59 @@ def pack_all(
     return parcels, failed
 
 
+class Courier:
+    """Hands batches to the broker, once what that needs has been imported, which takes a while."""
+
+    def __init__(self) -> None:
+        self._send: Callable[[bytes, int], None] | None = None
+        threading.Thread(target=self._prepare, name="audit-prepare", daemon=True).start()
+
+    def _prepare(self) -> None:
+        from .conf import conf
+        from .handover import make_send
+
+        self._send = make_send(conf)
+
+    def send(self, parcels: list[Parcel]) -> tuple[int, list[Parcel], str | None]:
+        """Return how many events the broker has taken, the batches that it has not, and why."""
+        if self._send is None:
+            return 0, parcels, None
+        sent = 0
+        for position, (batch, count) in enumerate(parcels):
+            try:
+                self._send(batch, count)
+            except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
+                return sent, parcels[position:], str(error)[:1000] or type(error).__name__
+            sent += count
+        return sent, [], None
+
+
 def main() -> None:
-    """Build until the parent ends, or closes the pipe."""
+    """Build until the parent ends, or closes the line."""
     # The terminal's, and a service manager's, go to the whole group: the parent's end is ours.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # What a library prints must not get between the frames.
-    target = os.dup(1)
+    # What a library prints is for whoever reads the service's log.
     os.dup2(2, 1)
     parent = os.getppid()
+    line = socket.socket(fileno=0)
     try:
-        _configure(read_frame(0))
+        configured = receive_frame(line)
+        _configure(configured)
         from .conf import conf
         from .event import EventBuilder
 
         builder = EventBuilder(conf)
-        write_frame(target, frame_of(READY))
+        send_frame(line, frame_of(READY))
+        courier = Courier() if configured["sends"] else None
         while _asked(parent):
-            answer = pack_all(builder, read_frame(0), conf.BATCH_BYTES)
-            write_frame(target, frame_of(answer))
-    except (EOFError, BrokenPipeError):
+            may_send, states = receive_frame(line)
+            parcels, failed = pack_all(builder, states, conf.BATCH_BYTES)
+            sent, error = 0, None
+            if courier is not None and may_send:
+                sent, parcels, error = courier.send(parcels)
+            send_frame(line, frame_of((sent, parcels, failed, error)))
+    except (EOFError, ConnectionError):
         pass
 
 

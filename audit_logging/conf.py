@@ -214,7 +214,7 @@ class LoggingSettings(AppSettings):
         minimum=1,
     )
     BUFFER_BYTES: int = option(
-        16 * MEBIBYTE,
+        32 * MEBIBYTE,
         "Bytes held in memory, for each process; what passes this is dropped and counted.",
         unit="bytes",
         minimum=1,

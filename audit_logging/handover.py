@@ -46,6 +46,12 @@ def make_send(options: LoggingSettings = conf) -> Callable[[bytes, int], None]:
     return send_batch
 
 
+def sends_beside(options: LoggingSettings = conf) -> bool:
+    """Whether a builder process may hand batches over by itself: not where the publisher is asked
+    directly, as there is more to that than one attempt."""
+    return options.DELIVERY != "direct"
+
+
 def make_target(options: LoggingSettings = conf) -> Target:
     """Return where this host's deliveries go.
 

@@ -123,13 +123,20 @@ class Outbox:
                 self._send(batch, count)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
             # The publisher, where it is asked directly, may say how long it wants to be left alone.
-            self.breaker.failed(error.retry_after if isinstance(error, RetryLater) else None)
-            self.warn("events are not taken, and spooled: %s", error)
+            self.not_taken(error, error.retry_after if isinstance(error, RetryLater) else None)
             return False
         finally:
             self.sending_since = None
         self.breaker.succeeded()
         return True
+
+    def not_taken(self, error: object, retry_after: float | None = None) -> None:
+        """The broker did not take a batch: leave it alone for a while.
+
+        :param retry_after: seconds that it asked for.
+        """
+        self.breaker.failed(retry_after)
+        self.warn("events are not taken, and spooled: %s", error)
 
     def _lost(self, count: int, error: SpoolError) -> None:
         if not count:

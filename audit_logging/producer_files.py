@@ -16,6 +16,7 @@ import errno
 import json
 import mmap
 import os
+import random
 import socket
 import stat
 import struct
@@ -48,6 +49,9 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 _SILENT = 3600.0
 #: Seconds after which a dead process of a service that is not here any more is forgotten.
 _FORGOTTEN = 30 * 86_400.0
+#: Files that are looked at in one go: of the group, and of others.
+_MOST_OWN = 32
+_MOST_OTHERS = 4
 _HEAD = struct.Struct("<III")
 
 
@@ -269,15 +273,19 @@ class Abandoned:
 
 
 def abandoned(folder: Folder, group: str, limit: int) -> Iterator[Abandoned]:
-    """Take over up to `limit` tallies of the group's processes that are dead."""
-    for name in sorted(os.listdir(folder.fd)):  # noqa: PTH208 - by descriptor
+    """Take over up to `limit` tallies of the group's processes that are dead.
+
+    Where there are many, some of them, and others the next time: the sender waits for each look.
+    """
+    names = os.listdir(folder.fd)  # noqa: PTH208 - by descriptor
+    names = [name for name in names if name.endswith((_SUFFIX, _UNFINISHED))]
+    own = [name for name in names if name.startswith(group)]
+    others = [name for name in names if not name.startswith(group)]
+    for name in random.sample(others, min(len(others), _MOST_OTHERS)):
+        _clear(folder, name)
+    for name in random.sample(own, min(len(own), _MOST_OWN)):
         if limit <= 0:
             return
-        if not name.endswith((_SUFFIX, _UNFINISHED)):
-            continue
-        if not name.startswith(group):
-            _clear(folder, name)
-            continue
         found = _take_over(folder, name)
         if found is not None:
             limit -= 1

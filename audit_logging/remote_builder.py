@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from .breaker import Breaker
 from .buffer import Parcel
 from .builder_process import (
     READY,
     frame_of,
-    plain,
-    read_frame,
+    packed_state,
+    receive_frame,
+    send_frame,
     settings_of,
-    state_of,
-    write_frame,
 )
 from .capture import Exchange
 from .conf import LoggingSettings
@@ -30,8 +32,12 @@ from .sensitive import normalise_key, sensitive_key
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that the building of one frame may take, in a process that has stopped, say.
-_PATIENCE = 10.0
+#: Seconds between two looks whether the process that was started is there.
+_LOOK_EVERY = 0.05
+#: Seconds that it takes to start at most, where all is well.
+_STARTING = 3.0
+#: What the building of one frame may take, in a process that has stopped, say: 10 s, 0 µs.
+_PATIENCE = struct.pack("ll", 10, 0)
 #: What it asks the environment for is told to it instead; the rest is not its business.
 _NOT_INHERITED = ("AUDIT_LOGGING_", "DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR")
 #: Seconds over which it is looked how much the building takes, and the share of one core from
@@ -89,18 +95,37 @@ class Load:
         return used / elapsed >= _WORTH_IT
 
 
-class RemoteBuilder:
-    """Builds events in a process beside this one; for one background thread.
+class Built(NamedTuple):
+    """What became of some exchanges in the builder process.
 
+    :ivar sent: how many events the broker has.
+    :ivar parcels: the batches that it does not have.
+    :ivar failed: how many events could not be built.
+    :ivar error: why the broker did not take a batch; None where it was not asked.
+    """
+
+    sent: int
+    parcels: list[Parcel]
+    failed: int
+    error: str | None
+
+
+class RemoteBuilder:
+    """Builds events in a process beside this one, and sends them; for one background thread.
+
+    :param sends: whether it may hand batches to the broker.
     :ivar ready: whether it can be asked now.
     """
 
-    def __init__(self, options: LoggingSettings) -> None:
+    def __init__(self, options: LoggingSettings, *, sends: bool = False) -> None:
         self._options = options
+        self._sends = sends
         self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
         self._ready = False
         self._breaker = Breaker(first=1.0, longest=60.0)
         self._used_at = time.monotonic()
+        self._look_at = self._started_at = 0.0
         self._extra = frozenset(normalise_key(key) for key in options.REDACT_KEYS)
 
     @property
@@ -113,8 +138,11 @@ class RemoteBuilder:
         """Whether it can be asked now; starts it if there is none."""
         if self._ready:
             return True
-        if not self._breaker.allows:
+        # To ask is to let go of the interpreter, which a busy service takes its time to give back.
+        now = time.monotonic()
+        if now < self._look_at or not self._breaker.allows:
             return False
+        self._look_at = now + _LOOK_EVERY
         try:
             if self._process is None:
                 self._start()
@@ -124,35 +152,55 @@ class RemoteBuilder:
             self._failed(error)
         return self._ready
 
-    def build(self, exchanges: list[Exchange]) -> tuple[list[Parcel], int]:
-        """Return the batches of `exchanges`, and how many could not be built.
+    @property
+    def starting(self) -> bool:
+        """Whether it was started, and is likely to be ready in a moment."""
+        started = self._started_at
+        return (
+            self._process is not None and not self._ready and time.monotonic() - started < _STARTING
+        )
 
-        :raises BuilderUnavailable: it is not there, or cannot take these; none was built.
+    def build(
+        self,
+        exchanges: list[Exchange],
+        breathe: Callable[[], None] = lambda: None,
+        *,
+        may_send: bool = False,
+    ) -> Built:
+        """Build the events of `exchanges`, and send them if that may be.
+
+        :param breathe: called wherever the work could pause.
+        :param may_send: whether the broker is to be asked now.
+        :raises BuilderUnavailable: it is not there, or cannot take these; none was built, or
+            nobody knows: each of the same events may come a second time.
         """
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
+        line = self._line
+        if line is None:
             raise BuilderUnavailable("There is no builder process.")
-        frame = self._frame(exchanges)
+        frame = self._frame(exchanges, breathe, may_send)
         try:
-            write_frame(process.stdin.fileno(), frame, _PATIENCE)
-            parcels, failed = read_frame(process.stdout.fileno(), _PATIENCE)
-            if sum(count for _, count in parcels) + failed != len(exchanges):
+            send_frame(line, frame)
+            built = Built(*receive_frame(line))
+            there = sum(count for _, count in built.parcels) + built.sent + built.failed
+            if there != len(exchanges):
                 raise EOFError("it answered something else than it was asked")
         except Exception as error:
-            # Whatever it is, what comes next out of the pipe cannot be trusted.
+            # Whatever it is, what comes next over the line cannot be trusted.
             self._failed(error)
             raise BuilderUnavailable(f"It failed: {type(error).__name__}") from error
         self._breaker.succeeded()
         self._used_at = time.monotonic()
-        return parcels, failed
+        return built
 
-    def _frame(self, exchanges: list[Exchange]) -> bytes:
+    def _frame(
+        self, exchanges: list[Exchange], breathe: Callable[[], None], may_send: bool
+    ) -> bytes:
+        states = []
         try:
-            states = [state_of(exchange, self._is_sensitive) for exchange in exchanges]
-            try:
-                return frame_of(states)
-            except ValueError:
-                return frame_of(plain(states))
+            for exchange in exchanges:
+                states.append(packed_state(exchange, self._is_sensitive))
+                breathe()
+            return frame_of((may_send, states))
         except Exception as error:
             # Something of the service's own; nothing was written yet. Its text may hold anything.
             kind = type(error).__name__
@@ -163,10 +211,10 @@ class RemoteBuilder:
 
     def close(self) -> None:
         """End the process."""
-        process, self._process, self._ready = self._process, None, False
+        process = self._process
+        self._hang_up()
         if process is None:
             return
-        _close_pipes(process)
         try:
             process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -175,11 +223,16 @@ class RemoteBuilder:
 
     def let_go(self) -> None:
         """In a forked child: leave to the parent what is the parent's."""
-        process, self._process, self._ready = self._process, None, False
+        process = self._process
+        self._hang_up()
         if process is not None:
-            _close_pipes(process)
             # Not ours to wait for.
             process.returncode = 0
+
+    def _hang_up(self) -> None:
+        line, self._line, self._process, self._ready = self._line, None, None, False
+        if line is not None:
+            line.close()
 
     def _start(self) -> None:
         environ = {
@@ -188,28 +241,29 @@ class RemoteBuilder:
             if not name.upper().startswith(_NOT_INHERITED)
         }
         environ["PYTHONPATH"] = os.pathsep.join(str(entry or Path.cwd()) for entry in sys.path)
-        # A child that is forked in the midst has copies of pipes it does not know of: the start
+        # A child that is forked in the midst has copies of what it does not know of: the start
         # would wait for it to close one, and the process for the other, for as long as it lives.
         with within:
-            self._process = process = subprocess.Popen(
-                [_python(), "-m", "audit_logging.builder_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                env=environ,
-            )
-        if process.stdin is None:
-            return
-        os.set_blocking(process.stdin.fileno(), False)
-        write_frame(process.stdin.fileno(), frame_of(settings_of(self._options)), _PATIENCE)
+            self._line, other = socket.socketpair()
+            with other:
+                self._process = subprocess.Popen(
+                    [_python(), "-m", "audit_logging.builder_process"],
+                    stdin=other.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=environ,
+                )
+        # The kernel's timeouts: Python's own take a further call for each.
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._line.setsockopt(socket.SOL_SOCKET, option, _PATIENCE)
+        self._look_at, self._started_at = 0.0, time.monotonic()
+        send_frame(self._line, frame_of(settings_of(self._options, sends=self._sends)))
 
     def _answered(self) -> bool:
-        process = self._process
-        if process is None or process.stdout is None:
+        if self._line is None:
             return False
         try:
-            return read_frame(process.stdout.fileno(), 0.0) == READY
-        except TimeoutError:
+            return receive_frame(self._line, socket.MSG_DONTWAIT) == READY
+        except BlockingIOError:
             return False
 
     def _failed(self, error: Exception) -> None:
@@ -220,13 +274,6 @@ class RemoteBuilder:
             with suppress(OSError):
                 process.kill()
         self.close()
-
-
-def _close_pipes(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(OSError):
-                pipe.close()
 
 
 def _python() -> str:

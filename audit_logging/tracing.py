@@ -33,10 +33,15 @@ _GZIP = 31
 _TRACEPARENT = re.compile(rb'"traceparent":"(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})"')
 
 
+def set_up() -> bool:
+    """Whether this process has a provider of traces: without one there are no spans."""
+    return trace is not None and getattr(trace, "_TRACER_PROVIDER", trace) is not None
+
+
 def current_traceparent() -> str | None:
     """Return the active span's ``traceparent``, or None; for request threads: one look-up."""
-    # Without a provider there is no span, and looking for one is most of what this would cost.
-    if trace is None or getattr(trace, "_TRACER_PROVIDER", trace) is None:
+    # Looking for a span is most of what this would cost.
+    if not set_up():
         return None
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:

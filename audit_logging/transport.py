@@ -44,11 +44,15 @@ __all__ = ["STREAM", "Send", "Transport", "get_transport", "set_transport"]
 logger = logging.getLogger(__name__)
 
 _HELD_UP = 0.05
-#: Seconds: how long a slice of work may hold the interpreter, and how long it is then left alone.
+#: Seconds: how long a slice of work may hold the interpreter, with all the time in the world and
+#: with hardly any, and how long it is then left alone. A busy service gives it away every 5 ms.
 _SLICE = 0.0001
+_LONGEST_SLICE = 0.001
 _NAP = 0.00005
+#: Seconds between looks whether a builder process is there by now.
+_SOON = 0.02
 #: Bytes of exchanges that the builder process gets at once, beside the first.
-_FRAME_BYTES = 1 << 20
+_FRAME_BYTES = 4 << 20
 
 #: Of so many requests one tells what the audit took of its time.
 _OBSERVED = 64
@@ -75,20 +79,26 @@ def _open_connections() -> list[BaseDatabaseWrapper]:
 class Slices:
     """Breaks long work into slices; called by the work at every point where it could pause.
 
-    :param hurry: says that naps cannot be afforded now.
+    :param pressure: says how much the work is in a hurry: from a half on the slices grow with it,
+        and from 1 on naps cannot be afforded.
+    :param seconds: how long a slice is without any hurry.
     """
 
-    def __init__(self, hurry: Callable[[], bool]) -> None:
-        self._hurry = hurry
+    def __init__(self, pressure: Callable[[], float], seconds: float = _SLICE) -> None:
+        self._pressure = pressure
+        self._shortest = self._length = seconds
         self._began = time.perf_counter()
 
     def __call__(self) -> None:
         """Nap if the slice is over. A nap and not a mere release of the interpreter, which whoever
         releases it takes again before the one that waits is awake."""
-        if time.perf_counter() - self._began < _SLICE:
+        if time.perf_counter() - self._began < self._length:
             return
-        if not self._hurry():
+        pressure = self._pressure()
+        if pressure < 1:
             time.sleep(_NAP)
+        stretch = max(0.0, 2 * pressure - 1)
+        self._length = self._shortest + (_LONGEST_SLICE - self._shortest) * stretch
         self._began = time.perf_counter()
 
 
@@ -103,10 +113,14 @@ class Transport:
 
     :param send: hands a batch to the broker; raises on failure.
     :param options: sizes and bounds.
+    :param beside: whether a builder process may send as well as `send` does.
     """
 
-    def __init__(self, send: Send, options: LoggingSettings = conf) -> None:
+    def __init__(
+        self, send: Send, options: LoggingSettings = conf, *, beside: bool = False
+    ) -> None:
         self._options = options
+        self._beside = beside
         self.outbox = Outbox(send, options)
         self.spool = self.outbox.spool
         self._sender = Loop(self._send_step, name="audit-sender")
@@ -130,10 +144,11 @@ class Transport:
             self._remote.let_go()
             self._remote = None
         if self._options.BUILD_IN == "process":
-            self._remote = RemoteBuilder(self._options)
+            self._remote = RemoteBuilder(self._options, sends=self._beside)
         self._load = Load()
         self._idle = True
         self._gathering = False
+        self._flushing = False
         #: Whether both threads were woken for a buffer that is nearly full.
         self._alarmed = False
         self._attached = False
@@ -186,6 +201,8 @@ class Transport:
             self._gathering = True
             return linger
         self._gathering = False
+        # Before the work, which a burst makes long.
+        self._choose_builder()
         hand = self._sender_hand
         with hand.at_work:
             show_buffer(self.buffer)
@@ -195,7 +212,6 @@ class Transport:
                 self._work_off(hand, self.outbox.dispatch)
         # Also when it never rests: nothing else tells how far its numbers have come.
         self._report()
-        self._choose_builder()
         if taken and self.buffer.nearly_full:
             return 0.0
         # Also while there is traffic, which may never end.
@@ -222,26 +238,30 @@ class Transport:
         if not nearly_full:
             return IDLE * 60
         held_up = since is not None and time.monotonic() - since >= _HELD_UP
-        if held_up or self.buffer.pressing:
+        if held_up or self.buffer.pressure >= 1:
             self.outbox.warn("the buffer is 80 %% full: %s events", len(self.buffer))
         if not held_up:
             # The sender is at work: it empties the buffer itself.
-            return _HELD_UP / 2
+            return 2 * _HELD_UP
         hand = self._overflow_hand
         with hand.at_work:
             taken = len(hand) or hand.take(self.buffer, self._options.BATCH_SIZE)
             self._work_off(hand, partial(self.outbox.keep, reason="overflow"))
-        return 0.0 if taken else _HELD_UP / 2
+        return 0.0 if taken else 2 * _HELD_UP
 
     def _work_off(self, hand: Hand, place: Place, until: float | None = None) -> None:
         """Bring what is in `hand` to a place, batch by batch; begin no event after `until`."""
         in_hurry = until is not None
-        breathe = Slices(lambda: in_hurry or self.buffer.pressing)
+        breathe = Slices(lambda: 1 if in_hurry else self.buffer.pressure)
         # Made here, as two threads must not share one; it is light.
         builder = EventBuilder(self._options, breathe)
-        remote = self._remote if hand is self._sender_hand else None
         while True:
+            remote = self._remote if hand is self._sender_hand else None
             there = remote is not None and remote.ready
+            if remote is not None and remote.starting and self._has_time and not in_hurry:
+                # It builds without being in the way of the requests, and will be there soon.
+                time.sleep(_SOON)
+                continue
             group = hand.next(self._options.BATCH_SIZE, _FRAME_BYTES) if there else hand.next()
             if not group or (until is not None and time.monotonic() >= until):
                 break
@@ -280,31 +300,48 @@ class Transport:
         # Not ours any more: flush() has it, and its line would be a second event.
         hand.encoded(exchange, line, size + 1)
 
+    @property
+    def _has_time(self) -> bool:
+        return not self._flushing and self.buffer.pressure < 0.5
+
     def _choose_builder(self) -> None:
         """With BUILD_IN = "auto": a process for the building as long as there is much of it."""
         if self._options.BUILD_IN != "auto" or in_test_run():
             return
         if self._remote is None:
-            if self._load.heavy() and has_room():
+            # Heavy, or a burst: what waits is more than one round of the sender takes.
+            heavy = self._load.heavy() or len(self.buffer) >= 2 * self.buffer.max_events
+            if heavy and has_room():
                 logger.info("building events takes its share of this process: a process is started")
-                self._remote = RemoteBuilder(self._options)
+                self._remote = RemoteBuilder(self._options, sends=self._beside)
         elif self._remote.unused:
             self._remote.close()
             self._remote = None
 
     def _build_remotely(self, remote: RemoteBuilder, hand: Hand, group: list[Exchange]) -> bool:
         self._building_since = time.monotonic()
+        # Hardly anything is done here, and each time the interpreter changes hands costs a busy
+        # service more than that: few and long slices.
+        breathe = Slices(lambda: 0.0, _LONGEST_SLICE)
+        # Where a hand-over is a span of this process's traces, it is this process's work.
+        may_send = self.outbox.breaker.allows and not tracing.set_up()
         try:
             for exchange in group:
                 _complete(exchange)
-            parcels, failed = remote.build(group)
+            built = remote.build(group, breathe, may_send=may_send)
         except BuilderUnavailable as error:
             self.outbox.warn("events are built in the service's own process: %s", error)
             return False
         finally:
             self._building_since = None
-        if hand.packed(group, parcels) and failed:
-            metrics.rejected.inc(failed, reason="build_failed")
+        if built.error is not None:
+            self.outbox.not_taken(built.error)
+        if hand.packed(group, built.parcels):
+            if built.failed:
+                metrics.rejected.inc(built.failed, reason="build_failed")
+            if built.sent:
+                self.outbox.breaker.succeeded()
+                metrics.queued.inc(built.sent)
         return True
 
     @staticmethod
@@ -361,6 +398,7 @@ class Transport:
         half = end - limit / 2
         keep = partial(self.outbox.keep, reason="broker_down")
         others = (self._sender_hand, self._overflow_hand)
+        self._flushing = True
         idle = [hand.at_work.acquire(timeout=max(0.0, half - time.monotonic())) for hand in others]
         sender_idle = idle[0]
 
@@ -384,6 +422,7 @@ class Transport:
             hand.take(self.buffer, len(self.buffer))
             left = len(hand.surrender())
         finally:
+            self._flushing = False
             for other, held in zip(others, idle, strict=True):
                 other.reopen()
                 if held:
@@ -439,9 +478,9 @@ def get_transport() -> Transport:
     if _transport is None:
         with _transport_lock:
             if _transport is None:
-                from .handover import make_send
+                from .handover import make_send, sends_beside
 
-                _transport = Transport(make_send(conf))
+                _transport = Transport(make_send(conf), beside=sends_beside(conf))
     return _transport
 
 

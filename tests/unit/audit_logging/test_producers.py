@@ -318,9 +318,29 @@ def test_other_services_dead_are_left_to_them(options: LoggingSettings, place: P
     assert other.due(0.0) == []
 
 
-def test_a_service_that_is_here_no_more_is_forgotten_after_a_month(
-    options: LoggingSettings, place: Path
+def test_of_many_dead_processes_some_are_looked_at_each_time(
+    options: LoggingSettings, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("audit_logging.producer_files._MOST_OWN", 2)
+    for count in range(1, 6):
+        killed(options, place, count)
+    survivor = Producer(options)
+    survivor.attach()
+    found: list[int] = []
+    sizes = []
+    for moment in range(200):
+        lines = survivor.due(60.0 * moment)
+        sizes.append(len(lines))
+        found += [record["seq"] for record in parsed(lines)]
+        survivor.settled(lines)
+    assert sorted(found) == [1, 2, 3, 4, 5]
+    assert max(sizes) <= 2
+
+
+def test_a_service_that_is_here_no_more_is_forgotten_after_a_month(
+    options: LoggingSettings, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audit_logging.producer_files._MOST_OTHERS", 100_000)
     gone = options_for(options.DATA_DIR, f"gone-{uuid.uuid4().hex}")
     alive = start(gone, place, 5)
     line_of(alive)

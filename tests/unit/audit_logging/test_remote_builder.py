@@ -18,14 +18,15 @@ from django.test import RequestFactory
 
 from audit_logging import forks, metrics
 from audit_logging.batch import unpack
-from audit_logging.builder_process import FIELDS, exchange_from, state_of
+from audit_logging.builder_process import FIELDS, exchange_from, packed_state, state_of
 from audit_logging.capture import Exchange
 from audit_logging.conf import LoggingSettings
 from audit_logging.event import EventBuilder
 from audit_logging.exceptions import BuilderUnavailable
 from audit_logging.policy import Decision
-from audit_logging.remote_builder import Load, RemoteBuilder, has_room
+from audit_logging.remote_builder import Built, Load, RemoteBuilder, has_room
 from audit_logging.transport import Transport
+from examples.demo.observe import events_in
 from tests.support import eventually, in_child
 
 Options = Callable[..., LoggingSettings]
@@ -76,7 +77,7 @@ def test_the_process_builds_what_the_thread_builds(options: Options, remote: Rem
                  path=f"/reset/{uuid.UUID(int=7)}"),
         exchange(4, route=None, status=404, outcome="completed"),
     ]  # fmt: skip
-    parcels, failed = remote.build(made)
+    _, parcels, failed, _ = remote.build(made)
     expected = [json.loads(here.encode(here.build(one))) for one in made]
     assert lines(parcels) == expected
     assert not failed
@@ -94,18 +95,18 @@ def test_every_field_that_makes_an_event_is_sent() -> None:
     }
     assigned = {name for name in vars(exchange()) if not name.startswith("_")}
     assert (declared | assigned) - not_sent == set(FIELDS)
-    assert vars(exchange_from(state_of(exchange(), bool))).keys() == set(FIELDS)
+    assert vars(exchange_from(packed_state(exchange(), bool))).keys() == set(FIELDS)
 
 
 def test_batches_are_bounded(remote: RemoteBuilder) -> None:
     body = json.dumps({"note": "n" * 2000}).encode()
-    parcels, _ = remote.build([exchange(n, body) for n in range(10)])
+    _, parcels, _, _ = remote.build([exchange(n, body) for n in range(10)])
     assert len(parcels) > 2
     assert [event["seq"] for event in lines(parcels)] == list(range(10))
 
 
 def test_an_event_that_cannot_be_built_costs_itself_alone(remote: RemoteBuilder) -> None:
-    parcels, failed = remote.build([exchange(0), exchange(1, started=None), exchange(2)])
+    _, parcels, failed, _ = remote.build([exchange(0), exchange(1, started=None), exchange(2)])
     assert [event["seq"] for event in lines(parcels)] == [0, 2]
     assert failed == 1
 
@@ -123,7 +124,7 @@ def test_values_of_the_services_own_kinds_are_sent_as_what_they_are(
     made = exchange(
         status=HTTPStatus.CREATED, user=Own("ada"), response_type=Own("application/json")
     )
-    parcels, failed = remote.build([made])
+    _, parcels, failed, _ = remote.build([made])
     (event,) = lines(parcels)
     assert (event["response_code"], event["user"], failed) == (201, "ada", 0)
 
@@ -140,7 +141,7 @@ def test_what_cannot_be_sent_is_built_here_and_stops_nothing(
     with pytest.raises(BuilderUnavailable):
         remote.build([exchange(0), strange])
     # It is no fault of the process.
-    assert lines(remote.build([exchange(2)])[0])[0]["seq"] == 2
+    assert lines(remote.build([exchange(2)]).parcels)[0]["seq"] == 2
     sent = Sent()
     transport = Transport(sent, options(BUILD_IN="process", LINGER_SECONDS=0))
     try:
@@ -165,11 +166,79 @@ def test_a_secret_key_in_bytes_makes_the_same_fingerprints(options: Options, set
     made = RemoteBuilder(options())
     try:
         eventually(lambda: made.ready, 30)
-        (event,) = lines(made.build([exchange()])[0])
+        (event,) = lines(made.build([exchange()]).parcels)
     finally:
         made.close()
     assert event["token_fingerprint"] == here.build(exchange()).token_fingerprint
     assert event["token_fingerprint"]
+
+
+def waiting(path: Path) -> list[dict[str, Any]]:
+    """The events that the embedded broker holds."""
+    records = map(json.loads, events_in(path)) if path.exists() else ()
+    return [record for record in records if "record" not in record]
+
+
+def sent_beside(made: RemoteBuilder, exchanges: list[Exchange]) -> Built:
+    """Ask until it is ready to send, which it is a moment after it is ready to build."""
+    built: list[Built] = []
+
+    def asked() -> bool:
+        built.append(made.build(exchanges, may_send=True))
+        return bool(built[-1].sent or built[-1].error)
+
+    eventually(lambda: made.ready, 30)
+    eventually(asked, 30)
+    return built[-1]
+
+
+def test_the_process_hands_batches_to_the_broker(options: Options, tmp_path: Path) -> None:
+    broker = tmp_path / "broker.sqlite3"
+    made = RemoteBuilder(options(BROKER_URL=f"durable://{broker}"), sends=True)
+    try:
+        built = sent_beside(made, [exchange(1), exchange(2)])
+        assert built == (2, [], 0, None)
+        assert [event["seq"] for event in waiting(broker)] == [1, 2]
+        # Not where its caller knows better.
+        built = made.build([exchange(3)], may_send=False)
+        assert (built.sent, len(lines(built.parcels))) == (0, 1)
+        assert len(waiting(broker)) == 2
+    finally:
+        made.close()
+
+
+def test_what_the_broker_does_not_take_comes_back_with_the_reason(options: Options) -> None:
+    made = RemoteBuilder(options(BROKER_URL="redis://127.0.0.1:1/0"), sends=True)
+    try:
+        built = sent_beside(made, [exchange(1)])
+        assert built.sent == 0
+        assert [event["seq"] for event in lines(built.parcels)] == [1]
+        assert built.error
+    finally:
+        made.close()
+
+
+def test_a_transport_counts_what_the_process_has_sent(
+    options: Options, counted: Callable[..., float], tmp_path: Path
+) -> None:
+    taken = Sent()
+    broker = tmp_path / "broker.sqlite3"
+    known = options(BUILD_IN="process", BROKER_URL=f"durable://{broker}")
+    transport = Transport(taken, known, beside=True)
+    number = iter(range(10_000))
+
+    def queued_beside() -> bool:
+        transport.submit(exchange(next(number)))
+        return counted(metrics.queued) > len(taken.events)
+
+    try:
+        eventually(queued_beside, 30)
+        assert transport.flush(10)
+        asked = next(number)
+        assert counted(metrics.queued) == asked
+        assert len(waiting(broker)) == asked - len(taken.events)
+    finally:
+        transport.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -183,7 +252,7 @@ def test_a_process_that_dies_is_replaced(remote: RemoteBuilder, number: signal.S
             remote.build([exchange()])
         eventually(lambda: remote.ready, 30)
     # A terminal's and a service manager's signals are the parent's to follow.
-    assert lines(remote.build([exchange()])[0])
+    assert lines(remote.build([exchange()]).parcels)
     assert (remote._process is process) == (number != signal.SIGKILL)
 
 
@@ -220,7 +289,7 @@ def test_a_forked_child_leaves_it_to_the_parent(remote: RemoteBuilder) -> None:
         remote.close()
         os._exit(0 if not remote._ready else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert lines(remote.build([exchange()])[0])
+    assert lines(remote.build([exchange()]).parcels)
 
 
 def test_a_fork_waits_until_the_process_is_started(
