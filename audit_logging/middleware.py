@@ -11,7 +11,14 @@ import logging
 import os
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+)
 from time import perf_counter
 from typing import Any
 
@@ -144,9 +151,10 @@ class AuditMiddleware:
                 exchange.reason_phrase = response.reason_phrase
                 if status >= 500:
                     exchange.outcome = "failed"
-            headers = response.headers
-            exchange.response_type = headers.get("Content-Type", "")
-            exchange.response_encoding = headers.get("Content-Encoding", "")
+            if "content-type" in (headers := _plain_headers(response)):
+                exchange.response_type = headers["content-type"][1]
+            if "content-encoding" in headers:
+                exchange.response_encoding = headers["content-encoding"][1]
             exchange.saw_request(request)
             if response.streaming:
                 _watch_stream(exchange, response)
@@ -163,6 +171,16 @@ class AuditMiddleware:
         if exchange.unread and _wait_for_body(request, exchange, response):
             return
         _submit(exchange)
+
+
+def _plain_headers(response: HttpResponseBase) -> Mapping[str, tuple[str, str]]:
+    """The response's headers by their names in lower case, each with its true name and value."""
+    try:
+        # Where Django keeps them: asking its mapping takes ten times as long.
+        store: Mapping[str, tuple[str, str]] = response.headers._store
+    except AttributeError:
+        return {name.lower(): (name, value) for name, value in response.headers.items()}
+    return store
 
 
 def _submit(exchange: Exchange) -> None:
