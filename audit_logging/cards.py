@@ -23,6 +23,11 @@ def mask_cards(text: str) -> str:
     return _DIGITS.sub(_mask_run, text)
 
 
+def are_card(digits: str) -> bool:
+    """Whether a text of digits alone is masked by :func:`mask_cards`."""
+    return digits[0] in _FIRST and 13 <= len(digits) <= 19 and mask_cards(digits) != digits
+
+
 def _mask_run(match: re.Match[str]) -> str:
     """Mask the card numbers in a run of digits; what stands beside one (an expiry date, an order
     number) must not hide it."""

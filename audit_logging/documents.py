@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .beside import hidden_in_list, hidden_keys, hidden_variables, is_heading, is_name_key, shown
-from .cards import is_card, mask_cards
+from .cards import are_card, is_card
 from .names import Names
 from .quiet import SHORT, loud
 from .sensitive import MASK
@@ -180,7 +180,7 @@ class Documents:
                             if not value.isdecimal():
                                 texts.append(value)
                                 waiting += len(value)
-                            elif mask_cards(value) != value:
+                            elif are_card(value):
                                 return None
                     elif kind is dict or kind is list:
                         below.append(value)
