@@ -33,6 +33,7 @@ def _latency(found: Sequence[Any]) -> Any:
             each.p99.text(_FROM_NANO, 0, "+"),
             each.cpu.text(_FROM_NANO, 0, "+"),
             each.hot.text(_FROM_NANO, 0, "+"),
+            each.hot_p99.text(_FROM_NANO, 0, "+"),
             each.bare_median.text(_FROM_NANO),
             each.bare_p99.text(_FROM_NANO),
         )
@@ -45,6 +46,7 @@ def _latency(found: Sequence[Any]) -> Any:
         "added, p99",
         "added CPU of the request's thread",
         "added back to back, median",
+        "added back to back, p99",
         "bare, median",
         "bare, p99",
     )
