@@ -99,12 +99,13 @@ def shown(key: str, item: Any) -> Any:
         # An empty value tells nothing, and tells the reader that it was empty.
         return item
     if isinstance(item, dict) and normalise_key(key) == "card":
-        return {
+        left = {
             name: value
             if name in _OF_A_CARD and isinstance(value, (str, int)) and len(str(value)) <= 12
             else MASK
             for name, value in item.items()
         }
+        return item if left == item else left
     return MASK
 
 

@@ -13,6 +13,15 @@ from .names import Names
 from .quiet import SHORT, loud
 from .sensitive import MASK
 
+try:
+    # Where it is installed: it halves the work on a body with a secret.
+    import msgspec
+except ImportError:
+    _quick_decode = _quick_encode = None
+else:
+    _quick_decode = msgspec.json.Decoder().decode
+    _quick_encode = msgspec.json.Encoder().encode
+
 #: Nesting and size of JSON that is still looked through; beyond it the body is left out.
 MAX_DEPTH = 64
 MAX_NODES = 200_000
@@ -62,7 +71,7 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
-_written = json.JSONEncoder(ensure_ascii=False).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder(parse_constant=str)
 _decode_bounded = json.JSONDecoder(parse_constant=str, parse_int=_bounded_int)
 
@@ -73,6 +82,12 @@ def _parse(text: str) -> Any:
     :raises ValueError: not JSON, or a number of absurd length.
     :raises RecursionError: nested too deep for the parser.
     """
+    if _quick_decode is not None:
+        try:
+            return _quick_decode(text.strip(BLANK))
+        except (ValueError, RecursionError):
+            # It knows fewer things as JSON: halves of surrogate pairs, NaN, 1e400.
+            pass
     # A service may have lifted the interpreter's bound, and reading digits takes their square.
     limit = sys.get_int_max_str_digits()
     decoder = _decode if 0 < limit <= _MOST_DIGITS else _decode_bounded
@@ -84,6 +99,17 @@ def _parse(text: str) -> Any:
     if end != len(text):
         raise ValueError("more than JSON")
     return document
+
+
+def _written(document: Any) -> str:
+    """Return `document` as JSON, without blanks."""
+    if _quick_encode is not None:
+        try:
+            return _quick_encode(document).decode()
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            # Halves of surrogate pairs again, and numbers beyond 64 bits.
+            pass
+    return _encode(document)
 
 
 def _gives_keys_once(text: str, colons: int) -> bool:

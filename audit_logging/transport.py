@@ -43,7 +43,9 @@ __all__ = ["STREAM", "Send", "Transport", "get_transport", "set_transport"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds after which others help a sender that waits: for the broker, and for its builder process.
 _HELD_UP = 0.05
+_BUILDING = 2.0
 #: Seconds: how long a slice of work may hold the interpreter, with all the time in the world and
 #: with hardly any, and how long it is then left alone. A busy service gives it away every 5 ms.
 _SLICE = 0.0001
@@ -223,7 +225,7 @@ class Transport:
         return linger if len(self.buffer) else pause
 
     def _overflow_step(self) -> float:
-        since = self.outbox.sending_since or self._building_since
+        since = self.outbox.sending_since
         # Before the look: whoever fills the buffer after it wakes this thread again.
         self._alarmed = False
         nearly_full = self.buffer.nearly_full
@@ -238,6 +240,11 @@ class Transport:
         if not nearly_full:
             return IDLE * 60
         held_up = since is not None and time.monotonic() - since >= _HELD_UP
+        building = self._building_since
+        if building is not None:
+            # It has many at once, and its time: help would be in the way of the requests.
+            patience = _HELD_UP if self.buffer.pressure >= 1 else _BUILDING
+            held_up = held_up or time.monotonic() - building >= patience
         if held_up or self.buffer.pressure >= 1:
             self.outbox.warn("the buffer is 80 %% full: %s events", len(self.buffer))
         if not held_up:

@@ -345,7 +345,7 @@ def test_json_in_json_beyond_the_depth_is_left_out() -> None:
 def test_other_charsets_are_read() -> None:
     raw = json.dumps({"name": "Zoë", "pin": SECRET}, ensure_ascii=False).encode("latin-1")
     body = redactor.body(raw, f"{JSON}; charset=ISO-8859-1")
-    assert body.text == f'{{"name": "Zoë", "pin": "{MASK}"}}'
+    assert body.text == f'{{"name":"Zoë","pin":"{MASK}"}}'
 
 
 def test_not_a_number_and_lone_surrogates() -> None:

@@ -112,7 +112,7 @@ def test_variables_of_an_operation(query: str, value: Any) -> None:
 
 
 def test_numbers_after_names_in_a_list() -> None:
-    assert of(["a", "pin", 918273]) == f'["a", "pin", "{MASK}"]'
+    assert of(["a", "pin", 918273]) == f'["a","pin","{MASK}"]'
     assert of(["a", "session", 3]) == '["a", "session", 3]'
 
 

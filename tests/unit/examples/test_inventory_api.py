@@ -167,11 +167,12 @@ assert answers == [200, 200, 500], answers
 assert "audit_logging" in sys.modules
 print(",".join(sorted({name.partition(".")[0] for name in sys.modules})))
 """
-# psycopg, prometheus_client and opentelemetry are not listed: where they are installed, Django REST
-# framework and our own metrics and traces use them; the light tier works without.
+# psycopg, prometheus_client, opentelemetry and msgspec are not listed: where they are installed,
+# Django REST framework and our own metrics, traces and redaction use them; the light tier works
+# without.
 HEAVY = {
     *("audit_publisher", "audit_sink", "config", "pyarrow", "fastavro", "pyruhvro", "duckdb"),
-    *("confluent_kafka", "google", "drf_spectacular", "django_celery_beat", "msgspec", "rich"),
+    *("confluent_kafka", "google", "drf_spectacular", "django_celery_beat", "rich"),
     *("polars", "avro"),
 }
 
