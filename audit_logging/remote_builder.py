@@ -47,7 +47,7 @@ _WORTH_IT = 0.03
 #: Seconds without a frame after which a process that was started for its load is ended.
 _UNUSED = 120.0
 #: Bytes of memory that must be left where it is limited: what a process needs, and as much again.
-_ROOM = 96 << 20
+_ROOM = 112 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
