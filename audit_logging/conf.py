@@ -228,10 +228,10 @@ class LoggingSettings(AppSettings):
     )
     BUILD_IN: Literal["auto", "thread", "process"] = option(
         "auto",
-        "Where events are parsed, redacted, encoded and handed to the broker: on a background thread "
-        "of the service, which takes turns with its requests, or in a process beside it, which "
-        "takes some 60 MB of memory. auto: on the thread, until that takes 3 % of a core or a burst "
-        "comes; then in a process, if the container's memory has room for it.",
+        "Where events are parsed, redacted, encoded and handed to the broker: on a background "
+        "thread of the service, which takes turns with its requests, or in a process beside it, "
+        "which takes some 60 MB of memory. auto: on the thread, until that takes 3 % of a core or "
+        "a burst comes; then in a process, if the container's memory has room for it.",
     )
     LINGER_SECONDS: float = option(
         0.1,
