@@ -208,8 +208,6 @@ _OPTIONS = (
     "MAX_EVENT_BYTES",
     "BATCH_BYTES",
     "FINGERPRINT_KEY_PATH",
-    "DATA_DIR",
-    "BROKER_URL",
     "BROKER_TIMEOUT",
     "CELERY_QUEUE",
     "DELIVERY_RETRIES",
@@ -225,6 +223,8 @@ def settings_of(options: LoggingSettings, *, sends: bool = False) -> dict[str, A
     from django.conf import settings
 
     values = {name: getattr(options, name, None) for name in _OPTIONS}
+    # Not what depends on the working directory, which a service may change.
+    values |= {"BROKER_URL": options.broker_url(), "DATA_DIR": options.DATA_DIR.absolute()}
     return {
         "django": {
             "SECRET_KEY": _secret_key(settings),
