@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
 
 from . import metrics
+from .chance import chance
 
 #: Seconds. What the other side asks for is a wish: a slip of its hand, or of a proxy between, must
 #: not close the way until a restart.
@@ -81,7 +81,7 @@ class Breaker:
         """
         pause = min(self._longest, self._first * 2 ** min(self._failures, 16))
         # Jitter, so that many processes do not all come back in the same instant.
-        pause *= 0.5 + random.random()  # noqa: S311
+        pause *= 0.5 + chance.random()
         self._show(1)
         self._failures += 1
         self._open_until = self._clock() + max(pause, min(retry_after or 0.0, LONGEST_WISH))

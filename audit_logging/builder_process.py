@@ -23,7 +23,9 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -38,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 #: What it says when it is ready to build.
 READY = "ready"
+
+#: Seconds after which no further batch of a frame is sent.
+SENDING = 5.0
 
 _LENGTH = struct.Struct(">Q")
 #: Bytes that are received at once, at least.
@@ -109,10 +114,9 @@ def send_frame(line: socket.socket, frame: bytes) -> None:
     line.sendall(frame)
 
 
-def receive_frame(line: socket.socket, flags: int = 0) -> Any:
+def receive_frame(line: socket.socket) -> Any:
     """Receive the one frame that is on its way.
 
-    :param flags: of the first look, as :meth:`socket.socket.recv` has them.
     :raises EOFError: the other side is gone, or says more than one frame.
     :raises OSError: nothing has come in the time of `line`.
     """
@@ -120,7 +124,7 @@ def receive_frame(line: socket.socket, flags: int = 0) -> Any:
     content = bytearray()
     most = _LENGTH.size
     while len(content) < most:
-        piece = line.recv(max(_PIECE, most - len(content)), 0 if content else flags)
+        piece = line.recv(max(_PIECE, most - len(content)))
         if not piece:
             raise EOFError
         content += piece
@@ -296,7 +300,11 @@ class Courier:
         if self._send is None:
             return 0, parcels, None
         sent = 0
+        end = time.monotonic() + SENDING
         for position, (batch, count) in enumerate(parcels):
+            if time.monotonic() >= end:
+                # Whoever asked waits no longer than this and one batch more.
+                return sent, parcels[position:], None
             try:
                 self._send(batch, count)
             except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
@@ -310,10 +318,13 @@ def main() -> None:
     # The terminal's, and a service manager's, go to the whole group: the parent's end is ours.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # What a library prints is for whoever reads the service's log.
-    os.dup2(2, 1)
+    # What a library prints is for whoever reads the service's log, if there is one.
+    with suppress(OSError):
+        os.dup2(2, 1)
     parent = os.getppid()
     line = socket.socket(fileno=0)
+    # The service may have made it otherwise, by a timeout for all its sockets.
+    line.setblocking(True)
     try:
         configured = receive_frame(line)
         _configure(configured)

@@ -25,7 +25,9 @@ def mask_cards(text: str) -> str:
 
 def are_card(digits: str) -> bool:
     """Whether a text of digits alone is masked by :func:`mask_cards`."""
-    return digits[0] in _FIRST and 13 <= len(digits) <= 19 and mask_cards(digits) != digits
+    if digits.isascii() and (digits[0] not in _FIRST or not 13 <= len(digits) <= 19):
+        return False
+    return mask_cards(digits) != digits
 
 
 def _mask_run(match: re.Match[str]) -> str:

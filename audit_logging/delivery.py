@@ -11,7 +11,6 @@ import base64
 import json
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from . import dead_letter_file, metrics, tracing
 from .background import Loop
 from .batch import Batch
 from .breaker import Breaker
+from .chance import chance
 from .conf import LoggingSettings, conf
 from .dead_letter_file import DEAD_STREAM
 from .exceptions import (
@@ -174,7 +174,7 @@ class Deliverer:
 
     @staticmethod
     def _pause(attempt: int) -> float:
-        return min(LONGEST_PAUSE, 0.1 * 2**attempt) * (0.5 + random.random())  # noqa: S311
+        return min(LONGEST_PAUSE, 0.1 * 2**attempt) * (0.5 + chance.random())
 
     def _send(self, batch: Batch) -> list[str]:
         """Send; account for what was settled; return the lines to send again."""
@@ -337,7 +337,7 @@ class Deliverer:
 
     @staticmethod
     def _delay(record: StoredRecord) -> float:
-        return min(LONGEST_DELAY, 2.0 ** min(record.attempts, 16)) * (0.75 + random.random() / 2)  # noqa: S311
+        return min(LONGEST_DELAY, 2.0 ** min(record.attempts, 16)) * (0.75 + chance.random() / 2)
 
 
 def _record(batch: Batch, timestamp: int = 0, *, part: bool = False) -> Record:

@@ -16,11 +16,11 @@ from .sensitive import MASK
 try:
     # Where it is installed: it halves the work on a body with a secret.
     import msgspec
-except ImportError:
-    _quick_decode = _quick_encode = None
-else:
+
     _quick_decode = msgspec.json.Decoder().decode
     _quick_encode = msgspec.json.Encoder().encode
+except Exception:  # noqa: BLE001 - whatever is wrong with it, it is not needed
+    _quick_decode = _quick_encode = None  # type: ignore[assignment]
 
 #: Nesting and size of JSON that is still looked through; beyond it the body is left out.
 MAX_DEPTH = 64
@@ -30,9 +30,8 @@ BLANK = "\ufeff \t\r\n"
 #: What a string that is JSON itself begins with, where it could hold anything.
 OPENING = ("{", "[", '"')
 # Keys of one row, beside a list that names its cells.
-_ROW_KEYS = frozenset(
-    ("row", "data", "record", "args", "params", "value", "values", "val", "v", "content")
-)
+_ROWS = ("row", "data", "record", "args", "params", "value", "values", "val", "v", "content")
+_ROW_KEYS = frozenset(written for key in _ROWS for written in (key, key.capitalize(), key.upper()))
 _MOST_COLUMNS = 1000
 # Depth to which documents without secrets are told quickly.
 _GLANCE = 24
@@ -192,10 +191,14 @@ class Documents:
                             secrets += [(node, key, instead) for key, instead in found.items()]
                             values = [node[key] for key in node if key not in found]
                         colons += "".join(node).count(":")
+                    if not grid and not _ROW_KEYS.isdisjoint(node):
+                        # A flat one: {"columns": [{"name": "pin"}], "row": [1234]}
+                        grid = any(type(node[key]) is list for key in _ROW_KEYS.intersection(node))
                 else:
                     if self._may_be_headed(node):
                         return None
-                    grid = grid or (node is not top and type(node[0] if node else None) is list)
+                    if node is not top and not grid:
+                        grid = any(type(item) is list for item in node)
                 for value in values:
                     kind = type(value)
                     if kind is str:
@@ -257,6 +260,9 @@ class Documents:
                     if type(value) is not str and type(value) is not int:
                         return None
                     secrets[key] = instead
+        if secrets and "variables" in node:
+            # A query, say, which tells of those.
+            return None
         return None if told and hidden_keys(node, names.is_sensitive) else secrets
 
     def _may_be_headed(self, node: list[Any]) -> bool:
@@ -422,7 +428,7 @@ class Documents:
                 if other == key:
                     continue
                 rows = hidden.get(other, rows)
-                if other.lower() in _ROW_KEYS and not any(type(row) is list for row in rows):
+                if other in _ROW_KEYS and not any(type(row) is list for row in rows):
                     hidden[other] = self._without_cells(rows, columns)
                 else:
                     hidden[other] = self._without_columns(rows, columns)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from .background import Loop
+from .chance import chance
 from .conf import LoggingSettings, conf
 from .forks import within
 from .policy import Policy, document, etag, from_settings, overlay
@@ -287,12 +287,12 @@ class Flags:
             source.rest()
         if self._etag != before:
             # The next question tells that they are in force here: whoever changed them waits.
-            return random.uniform(0.1, 0.5)  # noqa: S311
+            return chance.uniform(0.1, 0.5)
         interval: float = self._options.FLAGS_REFRESH_SECONDS
         if self._failing:
             interval = min(max(interval, LONGEST_PAUSE), interval * 2 ** min(self._failing, 8))
         # Processes that started together must not ask together.
-        return interval * random.uniform(0.7, 1.0)  # noqa: S311
+        return interval * chance.uniform(0.7, 1.0)
 
     def _ask(self, *, tell: bool) -> bool:
         try:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from .chance import chance
 from .conf import LoggingSettings, conf
 from .patterns import MATCHED_PATH
 from .rules import Level, Rule, RuleError, parse, usable
@@ -205,7 +205,7 @@ def _kept(traceparent: str, threshold: int) -> bool:
     bits = _random_bits(traceparent)
     if bits is None:
         # Nothing to agree upon: this request stands for itself.
-        bits = random.getrandbits(_RANDOM_BITS)
+        bits = chance.getrandbits(_RANDOM_BITS)
     return bits < threshold
 
 

@@ -16,7 +16,6 @@ import errno
 import json
 import mmap
 import os
-import random
 import socket
 import stat
 import struct
@@ -27,6 +26,8 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from .chance import chance
 
 try:
     import fcntl
@@ -281,9 +282,9 @@ def abandoned(folder: Folder, group: str, limit: int) -> Iterator[Abandoned]:
     names = [name for name in names if name.endswith((_SUFFIX, _UNFINISHED))]
     own = [name for name in names if name.startswith(group)]
     others = [name for name in names if not name.startswith(group)]
-    for name in random.sample(others, min(len(others), _MOST_OTHERS)):
+    for name in chance.sample(others, min(len(others), _MOST_OTHERS)):
         _clear(folder, name)
-    for name in random.sample(own, min(len(own), _MOST_OWN)):
+    for name in chance.sample(own, min(len(own), _MOST_OWN)):
         if limit <= 0:
             return
         found = _take_over(folder, name)

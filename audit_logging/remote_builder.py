@@ -18,6 +18,7 @@ from .breaker import Breaker
 from .buffer import Parcel
 from .builder_process import (
     READY,
+    SENDING,
     frame_of,
     packed_state,
     receive_frame,
@@ -25,6 +26,7 @@ from .builder_process import (
     settings_of,
 )
 from .capture import Exchange
+from .chance import chance
 from .conf import LoggingSettings
 from .exceptions import BuilderUnavailable
 from .forks import within
@@ -34,10 +36,11 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks whether the process that was started is there.
 _LOOK_EVERY = 0.05
-#: Seconds that it takes to start at most, where all is well.
+#: Seconds that it takes to start at most, where all is well, and where it is given up.
 _STARTING = 3.0
-#: What the building of one frame may take, in a process that has stopped, say: 10 s, 0 µs.
-_PATIENCE = struct.pack("ll", 10, 0)
+_NEVER = 30.0
+#: Seconds that the building of one frame may take, in a process that has stopped, say.
+_PATIENCE = 10.0
 #: What it asks the environment for is told to it instead; the rest is not its business.
 _NOT_INHERITED = ("AUDIT_LOGGING_", "DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR")
 #: Seconds over which it is looked how much the building takes, and the share of one core from
@@ -48,21 +51,49 @@ _WORTH_IT = 0.03
 _UNUSED = 120.0
 #: Bytes of memory that must be left where it is limited: what a process needs, and as much again.
 _ROOM = 112 << 20
+#: Seconds, at most, between two looks whether there is room.
+_ASK_AGAIN = 4.0
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def has_room(cgroup: Path = _CGROUP) -> bool:
-    """Whether this container's memory has room for one process more; where nothing limits it, or
-    nobody can tell, it has."""
-    try:
-        most = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        # Of what is used the cache of files is given back at need.
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        used -= int(stat.get("inactive_file", 0))
-        return most == "max" or int(most) - used >= _ROOM
-    except (OSError, ValueError):
-        return True
+class Room:
+    """Whether this container's memory has room for one process more.
+
+    :param cgroup: where the kernel tells of the container.
+    :param clock: returns monotonic seconds.
+    """
+
+    def __init__(self, cgroup: Path = _CGROUP, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cgroup = cgroup
+        self._clock = clock
+        self._ask_at: float | None = None
+
+    def there(self) -> bool:
+        """Whether there is; where nothing limits it, or nobody can tell, there is.
+
+        Where it is limited the first answer is no, and a "no" holds for some seconds: in a burst
+        each process of a service asks in the same moment, and none sees what the others will take.
+        """
+        now = self._clock()
+        if self._ask_at is not None and now < self._ask_at:
+            return False
+        left = self._left()
+        if left is None:
+            return True
+        first, self._ask_at = self._ask_at is None, now + _ASK_AGAIN * chance.random()
+        return not first and left >= _ROOM
+
+    def _left(self) -> int | None:
+        try:
+            most = (self._cgroup / "memory.max").read_text().strip()
+            used = int((self._cgroup / "memory.current").read_text())
+            # Of what is used the cache of files is given back at need.
+            text = (self._cgroup / "memory.stat").read_text()
+            stat = dict(line.split() for line in text.splitlines())
+            used -= int(stat.get("inactive_file", 0))
+            return None if most == "max" else int(most) - used
+        except (OSError, ValueError):
+            return None
 
 
 class Load:
@@ -126,6 +157,10 @@ class RemoteBuilder:
         self._breaker = Breaker(first=1.0, longest=60.0)
         self._used_at = time.monotonic()
         self._look_at = self._started_at = 0.0
+        self._ended = False
+        # One batch more than it sends in its time may hang at the broker.
+        more = SENDING + 4 * options.BROKER_TIMEOUT if sends else 0.0
+        self._patience = _PATIENCE + more
         self._extra = frozenset(normalise_key(key) for key in options.REDACT_KEYS)
 
     @property
@@ -138,6 +173,8 @@ class RemoteBuilder:
         """Whether it can be asked now; starts it if there is none."""
         if self._ready:
             return True
+        if self._ended:
+            return False
         # To ask is to let go of the interpreter, which a busy service takes its time to give back.
         now = time.monotonic()
         if now < self._look_at or not self._breaker.allows:
@@ -148,6 +185,8 @@ class RemoteBuilder:
                 self._start()
             elif self._answered():
                 self._ready = True
+            elif now - self._started_at > _NEVER:
+                raise TimeoutError(f"it is not ready after {_NEVER:.0f} s")
         except Exception as error:  # noqa: BLE001 - events are built here, whatever it is
             self._failed(error)
         return self._ready
@@ -180,7 +219,10 @@ class RemoteBuilder:
         frame = self._frame(exchanges, breathe, may_send)
         try:
             send_frame(line, frame)
-            built = Built(*receive_frame(line))
+            try:
+                built = Built(*receive_frame(line))
+            except BlockingIOError:
+                raise TimeoutError(f"no answer in {self._patience:.0f} s") from None
             there = sum(count for _, count in built.parcels) + built.sent + built.failed
             if there != len(exchanges):
                 raise EOFError("it answered something else than it was asked")
@@ -210,8 +252,16 @@ class RemoteBuilder:
         return sensitive_key(name, self._extra)
 
     def close(self) -> None:
-        """End the process."""
-        process = self._process
+        """End the process, for good."""
+        self._ended = True
+        self._end()
+
+    def _end(self) -> None:
+        process, line = self._process, self._line
+        if line is not None:
+            # Somebody may be waiting at it, in another thread.
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
         self._hang_up()
         if process is None:
             return
@@ -246,34 +296,53 @@ class RemoteBuilder:
         with within:
             self._line, other = socket.socketpair()
             with other:
+                # Not as socket.setdefaulttimeout() of the service has it.
+                other.setblocking(True)
                 self._process = subprocess.Popen(
                     [_python(), "-m", "audit_logging.builder_process"],
                     stdin=other.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=environ,
                 )
-        # The kernel's timeouts: Python's own take a further call for each.
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._line.setsockopt(socket.SOL_SOCKET, option, _PATIENCE)
+        _set_patience(self._line, self._patience)
         self._look_at, self._started_at = 0.0, time.monotonic()
         send_frame(self._line, frame_of(settings_of(self._options, sends=self._sends)))
 
     def _answered(self) -> bool:
         if self._line is None:
             return False
+        self._line.setblocking(False)
         try:
-            return receive_frame(self._line, socket.MSG_DONTWAIT) == READY
+            return receive_frame(self._line) == READY
         except BlockingIOError:
             return False
+        finally:
+            _set_patience(self._line, self._patience)
 
     def _failed(self, error: Exception) -> None:
+        if self._ended:
+            return
         self._breaker.failed()
         logger.warning("the builder process is gone, and events are built here: %r", error)
         process = self._process
         if process is not None:
             with suppress(OSError):
                 process.kill()
-        self.close()
+        self._end()
+
+
+def _set_patience(line: socket.socket, seconds: float) -> None:
+    """Let each call wait for so long."""
+    if socket.socket.__module__ == "socket":
+        # By the kernel: Python's own timeouts take two calls for each.
+        line.setblocking(True)
+        timeval = struct.pack("ll", int(seconds), 0)
+        with suppress(OSError):
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                line.setsockopt(socket.SOL_SOCKET, option, timeval)
+            return
+    # Sockets of gevent's, which know no other; or a system whose kernel counts time otherwise.
+    line.settimeout(seconds)
 
 
 def _python() -> str:

@@ -37,7 +37,7 @@ from .exceptions import BuilderUnavailable
 from .flags import in_test_run
 from .outbox import IDLE, STREAM, Outbox, Outcome, Send
 from .producers import Producer
-from .remote_builder import Load, RemoteBuilder, has_room
+from .remote_builder import Load, RemoteBuilder, Room
 
 __all__ = ["STREAM", "Send", "Transport", "get_transport", "set_transport"]
 
@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 #: Seconds after which others help a sender that waits: for the broker, and for its builder process.
 _HELD_UP = 0.05
 _BUILDING = 2.0
+#: After so many frames in a row of which the builder process could hand nothing over, this process
+#: does that itself.
+_UNSENT = 5
 #: Seconds: how long a slice of work may hold the interpreter, with all the time in the world and
 #: with hardly any, and how long it is then left alone. A busy service gives it away every 5 ms.
 _SLICE = 0.0001
@@ -148,6 +151,10 @@ class Transport:
         if self._options.BUILD_IN == "process":
             self._remote = RemoteBuilder(self._options, sends=self._beside)
         self._load = Load()
+        self._room = Room()
+        #: How often in a row the builder process could send nothing while the broker was there.
+        self._unsent = 0
+        self._ended = False
         self._idle = True
         self._gathering = False
         self._flushing = False
@@ -247,7 +254,7 @@ class Transport:
             held_up = held_up or time.monotonic() - building >= patience
         if held_up or self.buffer.pressure >= 1:
             self.outbox.warn("the buffer is 80 %% full: %s events", len(self.buffer))
-        if not held_up:
+        if not held_up or not self.buffer.overflow:
             # The sender is at work: it empties the buffer itself.
             return 2 * _HELD_UP
         hand = self._overflow_hand
@@ -265,7 +272,13 @@ class Transport:
         while True:
             remote = self._remote if hand is self._sender_hand else None
             there = remote is not None and remote.ready
-            if remote is not None and remote.starting and self._has_time and not in_hurry:
+            if (
+                remote is not None
+                and remote.starting
+                and not in_hurry
+                and self._has_time
+                and len(hand)
+            ):
                 # It builds without being in the way of the requests, and will be there soon.
                 time.sleep(_SOON)
                 continue
@@ -278,34 +291,36 @@ class Transport:
             if remote is not None and there:
                 # What was built here before it goes first.
                 self._seal(hand)
-                if self._build_remotely(remote, hand, group):
-                    self._place(hand, place)
+                if self._build_remotely(remote, hand, group, place):
                     continue
             for exchange in group:
                 if until is not None and time.monotonic() >= until:
                     break
                 breathe()
-                self._build_here(builder, hand, exchange, place)
+                if not self._build_here(builder, hand, exchange, place):
+                    break
         self._seal(hand)
         self._place(hand, place)
 
     def _build_here(
         self, builder: EventBuilder, hand: Hand, exchange: Exchange, place: Place
-    ) -> None:
+    ) -> bool:
+        """Build an event; return whether it was still the hand's."""
         try:
             _complete(exchange)
             line = builder.encode(builder.build(exchange))
         except Exception:
             logger.exception("an event could not be built and is lost")
-            if hand.encoded(exchange, None):
+            ours = hand.encoded(exchange, None)
+            if ours:
                 metrics.rejected.inc(reason="build_failed")
-            return
+            return ours
         size = len(line) if line.isascii() else len(line.encode())
         if hand.size and hand.size + size >= self._options.BATCH_BYTES:
             self._seal(hand)
             self._place(hand, place)
         # Not ours any more: flush() has it, and its line would be a second event.
-        hand.encoded(exchange, line, size + 1)
+        return hand.encoded(exchange, line, size + 1)
 
     @property
     def _has_time(self) -> bool:
@@ -313,25 +328,28 @@ class Transport:
 
     def _choose_builder(self) -> None:
         """With BUILD_IN = "auto": a process for the building as long as there is much of it."""
-        if self._options.BUILD_IN != "auto" or in_test_run():
+        if self._options.BUILD_IN != "auto" or self._ended or in_test_run():
             return
         if self._remote is None:
             # Heavy, or a burst: what waits is more than one round of the sender takes.
-            heavy = self._load.heavy() or len(self.buffer) >= 2 * self.buffer.max_events
-            if heavy and has_room():
+            burst = self.buffer.max_events * (2 if self.buffer.overflow else 0.8)
+            heavy = self._load.heavy() or len(self.buffer) >= burst
+            if heavy and self._room.there():
                 logger.info("building events takes its share of this process: a process is started")
                 self._remote = RemoteBuilder(self._options, sends=self._beside)
         elif self._remote.unused:
             self._remote.close()
             self._remote = None
 
-    def _build_remotely(self, remote: RemoteBuilder, hand: Hand, group: list[Exchange]) -> bool:
+    def _build_remotely(
+        self, remote: RemoteBuilder, hand: Hand, group: list[Exchange], place: Place
+    ) -> bool:
         self._building_since = time.monotonic()
         # Hardly anything is done here, and each time the interpreter changes hands costs a busy
         # service more than that: few and long slices.
         breathe = Slices(lambda: 0.0, _LONGEST_SLICE)
         # Where a hand-over is a span of this process's traces, it is this process's work.
-        may_send = self.outbox.breaker.allows and not tracing.set_up()
+        may_send = self._unsent < _UNSENT and self.outbox.breaker.allows and not tracing.set_up()
         try:
             for exchange in group:
                 _complete(exchange)
@@ -341,14 +359,22 @@ class Transport:
             return False
         finally:
             self._building_since = None
-        if built.error is not None:
-            self.outbox.not_taken(built.error)
         if hand.packed(group, built.parcels):
             if built.failed:
                 metrics.rejected.inc(built.failed, reason="build_failed")
             if built.sent:
-                self.outbox.breaker.succeeded()
+                if built.error is None:
+                    self.outbox.breaker.succeeded()
                 metrics.queued.inc(built.sent)
+        # What it could not send is tried here: that shows whether the broker is away. Where it is
+        # not, time and again, something is amiss with that process.
+        self._place(hand, place)
+        if built.error is not None:
+            self.outbox.warn("the builder process could not hand events over: %s", built.error)
+        if built.sent:
+            self._unsent = 0
+        elif built.error is not None and self.outbox.breaker.closed:
+            self._unsent += 1
         return True
 
     @staticmethod
@@ -451,8 +477,11 @@ class Transport:
             self._tell(self.producer.close(), way)
         except Exception as error:
             logger.warning("the end of this process could not be reported: %s", error)
-        if self._remote is not None:
-            self._remote.close()
+        # The sender may be at work still.
+        self._ended = True
+        remote, self._remote = self._remote, None
+        if remote is not None:
+            remote.close()
 
     def close(self) -> None:
         """Flush and end the threads; for tests and for a process that goes on without us."""

@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-import random
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from urllib.parse import parse_qs, urlencode
 from django.conf import settings as django_settings
 
 from . import __version__
+from .chance import chance
 from .conf import LoggingSettings, conf
 from .policy import from_settings
 
@@ -167,7 +167,7 @@ class Reporter:
             self._pid = os.getpid()
             self._told: str | None = None
             self._due = self._settings_due = 0.0
-            self._prune_due = self._clock() + _PRUNE_EVERY * random.random()  # noqa: S311
+            self._prune_due = self._clock() + _PRUNE_EVERY * chance.random()
             self._failed = False
 
     def headers(self) -> dict[str, str]:
@@ -192,7 +192,7 @@ class Reporter:
         try:
             store([report_of_this_process(self._service, self._source, tag, self._settings)])
             if now >= self._prune_due:
-                self._prune_due = now + _PRUNE_EVERY * random.uniform(1, 2)  # noqa: S311
+                self._prune_due = now + _PRUNE_EVERY * chance.uniform(1, 2)
                 prune(time.time())
         except Exception as error:  # noqa: BLE001  # whatever a driver raises: no table, read-only
             if not self._failed:
@@ -202,7 +202,7 @@ class Reporter:
             self._failed, self._due = True, now + _PAUSE_AFTER_FAILURE
             return
         self._failed, self._told = False, tag
-        self._due = now + HEARTBEAT * random.uniform(0.8, 1.0)  # noqa: S311
+        self._due = now + HEARTBEAT * chance.uniform(0.8, 1.0)
 
 
 def store(reports: Iterable[Report]) -> None:

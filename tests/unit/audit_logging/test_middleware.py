@@ -50,7 +50,7 @@ def test_an_interaction_in_full(events: Events) -> None:
     assert event.endpoint_name == "items/<pk>"
     assert event.path == "/items/7?page=2&token=[REDACTED]"
     assert (event.method, event.response_code, event.outcome) == ("GET", 201, "completed")
-    assert event.response_body == '{"pk": 7, "token": "[REDACTED]"}'
+    assert event.response_body == '{"pk":7,"token":"[REDACTED]"}'
     assert event.response_body_state == "redacted"
     assert event.response_size == len(response.content)
     assert (event.request_body, event.request_body_state, event.request_size) == ("", "full", 0)

@@ -164,6 +164,14 @@ def test_several_texts_at_once(several: list[str]) -> None:
 @pytest.mark.parametrize("each", [Redactor(EXTRA), Redactor()])
 @settings(max_examples=200, deadline=None)
 @given(document=tree, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+@example(document={"a": "\u06634111111111111111"}, ascii_only=True, indent=None)
+@example(document={"a": "4111111111111111\u0663\u0663"}, ascii_only=True, indent=None)
+@example(document={"columns": [{"name": "pin"}], "row": [1234]}, ascii_only=True, indent=None)
+@example(
+    document={"schema": {"fields": [{"name": "pin"}]}, "values": [1234], "password": "x"},
+    ascii_only=True,
+    indent=None,
+)
 def test_documents(each: Redactor, document: Any, ascii_only: bool, indent: int | None) -> None:
     text = json.dumps(document, ensure_ascii=ascii_only, indent=indent)
     raw = text.encode("utf-8", "replace")
@@ -184,16 +192,26 @@ orders = st.recursive(
             max_size=4,
         )
         | st.dictionaries(st.sampled_from(["name", "value", "password", "columns"]), children)
+        | st.fixed_dictionaries(
+            {
+                "fields": st.lists(st.fixed_dictionaries({"name": st.sampled_from(NAMES)})),
+                "row": st.lists(children, max_size=3),
+            }
+        )
     ),
     max_leaves=12,
 )
 
 
-@pytest.mark.parametrize("each", [Redactor(EXTRA), Redactor()])
+@pytest.mark.parametrize("each", [Redactor(EXTRA), Redactor(), Redactor(("query",))])
 @settings(max_examples=300, deadline=None)
 @given(document=orders, twice=st.booleans())
 @example(document={"tokens": ["password"], "data": ["hunter2"]}, twice=False)
 @example(document={"password": {"a": "hunter2"}, "store": 1}, twice=True)
+@example(
+    document={"query": "mutation L($p: String) { f(pin: $p) }", "variables": {"p": "hush"}},
+    twice=False,
+)
 def test_documents_with_secrets_under_their_own_keys(
     each: Redactor, document: Any, twice: bool
 ) -> None:

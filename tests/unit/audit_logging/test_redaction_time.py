@@ -76,10 +76,17 @@ def stalls(sink: Sink, make: Callable[[int], str], longest: int) -> str:
     """
     length = 4096
     while length <= longest:
-        started = time.process_time()
-        sink(make(length))
-        took = time.process_time() - started
-        if took > 0.1 + 6.0 * length / LONG:
+        allowed = 0.1 + 6.0 * length / LONG
+        text = make(length)
+        # Several times, where once was long: a neighbour on the same core doubles a thread's time.
+        took = allowed + 1
+        for _ in range(4):
+            started = time.thread_time()
+            sink(text)
+            took = min(took, time.thread_time() - started)
+            if took <= allowed:
+                break
+        else:
             return f"{length} characters took {took:.1f} s"
         length = length * 8 if length * 8 <= longest else max(longest, length + 1)
     return ""

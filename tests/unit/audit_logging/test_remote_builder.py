@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -17,14 +19,14 @@ import pytest
 from django.test import RequestFactory
 
 from audit_logging import forks, metrics
-from audit_logging.batch import unpack
+from audit_logging.batch import pack, unpack
 from audit_logging.builder_process import FIELDS, exchange_from, packed_state, state_of
 from audit_logging.capture import Exchange
 from audit_logging.conf import LoggingSettings
 from audit_logging.event import EventBuilder
 from audit_logging.exceptions import BuilderUnavailable
 from audit_logging.policy import Decision
-from audit_logging.remote_builder import Built, Load, RemoteBuilder, has_room
+from audit_logging.remote_builder import Built, Load, RemoteBuilder, Room
 from audit_logging.transport import Transport
 from examples.demo.observe import events_in
 from tests.support import eventually, in_child
@@ -218,6 +220,159 @@ def test_what_the_broker_does_not_take_comes_back_with_the_reason(options: Optio
         made.close()
 
 
+def test_a_service_with_a_timeout_for_all_its_sockets(
+    options: Options, default_timeout: Callable[[float], None]
+) -> None:
+    default_timeout(5.0)
+    made = RemoteBuilder(options(MAX_EVENT_BYTES=1_000_000))
+    try:
+        eventually(lambda: made.ready, 30)
+        body = json.dumps({"note": "n" * 200_000}).encode()
+        for number in range(3):
+            many = [exchange(10 * number + n, body, max_body_bytes=1 << 20) for n in range(10)]
+            assert len(lines(made.build(many).parcels)) == 10
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def default_timeout() -> Iterator[Callable[[float], None]]:
+    before = socket.getdefaulttimeout()
+    yield socket.setdefaulttimeout
+    socket.setdefaulttimeout(before)
+
+
+def test_a_stopped_process_is_waited_for_within_bounds(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audit_logging.remote_builder._PATIENCE", 1.0)
+    made = RemoteBuilder(options())
+    try:
+        eventually(lambda: made.ready, 30)
+        assert made._process is not None
+        process = made._process
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(BuilderUnavailable, match="TimeoutError"):
+            made.build([exchange()])
+        assert process.returncode is not None
+    finally:
+        made.close()
+
+
+def test_one_that_was_closed_stays_closed(options: Options, caplog: Any) -> None:
+    made = RemoteBuilder(options())
+    eventually(lambda: made.ready, 30)
+    made.close()
+    assert not made.ready
+    with pytest.raises(BuilderUnavailable):
+        made.build([exchange()])
+    assert not caplog.records
+
+
+class Half:
+    """A builder process of which each frame's first event is sent, if it may be."""
+
+    ready, starting, unused = True, False, False
+
+    def __init__(self, sent: int) -> None:
+        self.sent, self.asked = sent, 0
+
+    def build(self, group: list[Exchange], breathe: Any, *, may_send: bool) -> Built:
+        self.asked += may_send
+        sent = self.sent if may_send else 0
+        parcels = [(pack(["{}"] * (len(group) - sent)), len(group) - sent)]
+        return Built(sent, parcels, 0, "timed out" if may_send else None)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+def test_what_the_process_could_not_send_is_tried_here(
+    options: Options, counted: Callable[..., float], sent: int
+) -> None:
+    """Whether the broker is away is seen here; where it never is, the process is not asked."""
+    taken = Sent()
+    transport = Transport(taken, options(BUILD_IN="process"), beside=True)
+    transport._sender.stop(10)
+    transport._remote = half = Half(sent)  # type: ignore[assignment]
+    try:
+        for number in range(10):
+            transport.buffer.put(exchange(number), transport.producer.number)
+            transport.buffer.put(exchange(number), transport.producer.number)
+            transport._sender_hand.take(transport.buffer, 10)
+            transport._work_off(transport._sender_hand, transport.outbox.dispatch)
+        assert transport.outbox.breaker.closed
+        assert half.asked == (10 if sent else 5)
+        assert counted(metrics.queued) == 20
+    finally:
+        transport.close()
+
+
+def test_a_broker_that_is_away_is_asked_by_nobody(options: Options) -> None:
+    def fails(batch: bytes, count: int) -> None:
+        raise OSError("away")
+
+    transport = Transport(fails, options(BUILD_IN="process"), beside=True)
+    transport._sender.stop(10)
+    transport._remote = half = Half(1)  # type: ignore[assignment]
+    try:
+        for number in range(5):
+            transport.buffer.put(exchange(number), transport.producer.number)
+            transport.buffer.put(exchange(number), transport.producer.number)
+            transport._sender_hand.take(transport.buffer, 10)
+            transport._work_off(transport._sender_hand, transport.outbox.dispatch)
+        assert half.asked == 1
+        assert not transport.outbox.breaker.closed
+    finally:
+        transport.close()
+
+
+def test_what_flush_has_taken_over_is_not_built_again(options: Options) -> None:
+    taken = Sent()
+    transport = Transport(taken, options(BUILD_IN="thread"))
+    transport._sender.stop(10)
+    built: list[int] = []
+    hand = transport._sender_hand
+    for number in range(5):
+        transport.buffer.put(exchange(number), transport.producer.number)
+    hand.take(transport.buffer, 10)
+
+    class Builder(EventBuilder):
+        def build(self, one: Exchange) -> Any:
+            built.append(one.seq)
+            hand.surrender()
+            return super().build(one)
+
+    group = hand.next(10, 1 << 20)
+    builder = Builder(options())
+    try:
+        for one in group:
+            if not transport._build_here(builder, hand, one, transport.outbox.dispatch):
+                break
+        assert built == [0]
+    finally:
+        hand.reopen()
+        transport.close()
+
+
+def test_with_drop_nobody_helps_a_process_that_is_at_work(
+    options: Options, counted: Callable[..., float]
+) -> None:
+    """All that help could do with events there is to drop them."""
+    transport = Transport(Sent(), options(OVERFLOW="drop", BUFFER_SIZE=10))
+    transport._building_since = time.monotonic() - 60
+    try:
+        for number in range(9):
+            transport.buffer.put(exchange(number), transport.producer.number)
+        transport._overflow_step()
+        assert len(transport.buffer) == 9
+        assert not counted(metrics.rejected)
+    finally:
+        transport._building_since = None
+        transport.close()
+
+
 def test_a_transport_counts_what_the_process_has_sent(
     options: Options, counted: Callable[..., float], tmp_path: Path
 ) -> None:
@@ -378,8 +533,16 @@ def test_a_container_without_room_gets_no_further_process(
     (tmp_path / "memory.max").write_text(f"{most}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
     (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {cache}\n")
-    assert has_room(tmp_path) == room
+    clock = [0.0]
+    asked = Room(tmp_path, lambda: clock[0])
+    # Where it is limited not at once: others ask in the same moment.
+    limited = most.isdecimal()
+    assert asked.there() != limited
+    clock[0] = 10.0
+    assert asked.there() == room
+    if limited:
+        assert not asked.there(), "the next look is later"
 
 
 def test_where_nothing_tells_of_limits_there_is_room(tmp_path: Path) -> None:
-    assert has_room(tmp_path / "none")
+    assert Room(tmp_path / "none").there()

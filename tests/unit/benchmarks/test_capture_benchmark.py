@@ -20,7 +20,7 @@ def _added(who: contenders.Contender, micros: float) -> Added:
         return Figure.of([micros * 1000 * scale * share for share in (0.9, 1.0, 1.1)])
 
     return Added(
-        who.name, who.bodies, "sync", True, *map(figure, (1, 3, 1, 1)), figure(10), figure(20)
+        who.name, who.bodies, "sync", True, *map(figure, (1, 3, 1, 1, 1)), figure(10), figure(20)
     )
 
 
