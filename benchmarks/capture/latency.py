@@ -72,8 +72,9 @@ def measure(
         seen: dict[str, list[list[float]]] = {name: [] for name in pairs}
         for number in range(rounds):
             for name, both in pairs.items():
-                times = requests * 4 if name == OURS.name else requests
-                seen[name].append(_round(both, times, pause, number))
+                ours = name == OURS.name
+                times, hot = (requests * 4, _HOT) if ours else (requests, _HOT // 5)
+                seen[name].append(_round(both, times, pause, number, hot))
         return [
             Added(
                 each.name,
@@ -87,7 +88,9 @@ def measure(
         ]
 
 
-def _round(both: tuple[Process, Process], requests: int, pause: float, number: int) -> list[float]:
+def _round(
+    both: tuple[Process, Process], requests: int, pause: float, number: int, at_once: int
+) -> list[float]:
     """One round: what was added, in the order of :class:`Added`."""
     wall: tuple[list[float], list[float]] = ([], [])
     cpu: tuple[list[float], list[float]] = ([], [])
@@ -100,8 +103,8 @@ def _round(both: tuple[Process, Process], requests: int, pause: float, number: i
             cpu[which].extend(answer["cpu"])
     hot: tuple[list[float], list[float]] = ([], [])
     for which in (0, 1, 1, 0):
-        answer = both[which].tell("paced", requests=_HOT, pause=0, seed=0)
-        hot[which].extend(answer["wall"][_HOT // 10 :])
+        answer = both[which].tell("paced", requests=at_once, pause=0, seed=0)
+        hot[which].extend(answer["wall"][at_once // 10 :])
     median = [quantile(values, 0.5) for values in wall]
     p99 = [quantile(values, 0.99) for values in wall]
     cost = [quantile(values, 0.5) for values in cpu]
