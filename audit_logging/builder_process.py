@@ -287,18 +287,23 @@ class Courier:
 
     def __init__(self) -> None:
         self._send: Callable[[bytes, int], None] | None = None
+        self._problem: str | None = None
         threading.Thread(target=self._prepare, name="audit-prepare", daemon=True).start()
 
     def _prepare(self) -> None:
-        from .conf import conf
-        from .handover import make_send
+        try:
+            from .conf import conf
+            from .handover import make_send
 
-        self._send = make_send(conf)
+            self._send = make_send(conf)
+        except Exception as error:
+            logger.exception("this process cannot hand events over")
+            self._problem = repr(error)[:1000]
 
     def send(self, parcels: list[Parcel]) -> tuple[int, list[Parcel], str | None]:
         """Return how many events the broker has taken, the batches that it has not, and why."""
         if self._send is None:
-            return 0, parcels, None
+            return 0, parcels, self._problem
         sent = 0
         end = time.monotonic() + SENDING
         for position, (batch, count) in enumerate(parcels):

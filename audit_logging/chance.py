@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 __all__ = ["chance"]
 
-chance = random.SystemRandom()
+#: For nothing that has to be secret.
+chance = random.Random()  # noqa: S311
+
+if hasattr(os, "register_at_fork"):
+    # Else all workers of a service would sample the same requests.
+    os.register_at_fork(after_in_child=chance.seed)

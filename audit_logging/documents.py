@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from .beside import hidden_in_list, hidden_keys, hidden_variables, is_heading, is_name_key, shown
@@ -70,9 +71,17 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
+def _finite_float(digits: str) -> float | str:
+    """A number beyond all floats stays the text that it is: JSON has no infinity."""
+    value = float(digits)
+    return value if isfinite(value) else digits
+
+
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_decode = json.JSONDecoder(parse_constant=str)
-_decode_bounded = json.JSONDecoder(parse_constant=str, parse_int=_bounded_int)
+_decode = json.JSONDecoder(parse_constant=str, parse_float=_finite_float)
+_decode_bounded = json.JSONDecoder(
+    parse_constant=str, parse_float=_finite_float, parse_int=_bounded_int
+)
 
 
 def _parse(text: str) -> Any:
@@ -231,9 +240,11 @@ class Documents:
             level = below
         else:
             return None
-        if grid and _any_heading(document, self._is_heading):
+        if seen >= MAX_NODES:
             return None
-        if seen >= MAX_NODES or not self._are_clean(texts) or any(map(_is_card_number, numbers)):
+        if grid and _any_heading(document, self._is_heading, breathe):
+            return None
+        if not self._are_clean(texts) or any(map(_is_card_number, numbers)):
             return None
         colons += "".join(texts).count(":")
         return colons
@@ -469,11 +480,18 @@ def _names_in(heading: Any) -> list[Any]:
     return [name for key, name in heading.items() if is_name_key(key)]
 
 
-def _any_heading(document: Any, is_heading: Callable[[Any], bool]) -> bool:
+def _any_heading(
+    document: Any, is_heading: Callable[[Any], bool], breathe: Callable[[], None]
+) -> bool:
     """Whether some object in `document` describes a column of secrets."""
     waiting = [document]
+    seen = paused = 0
     while waiting:
         node = waiting.pop()
+        seen += 1 + len(node)
+        if seen - paused > 100:
+            breathe()
+            paused = seen
         if type(node) is dict:
             if any(map(is_heading, _names_in(node))):
                 return True

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -132,13 +133,64 @@ class Built(NamedTuple):
     :ivar sent: how many events the broker has.
     :ivar parcels: the batches that it does not have.
     :ivar failed: how many events could not be built.
-    :ivar error: why the broker did not take a batch; None where it was not asked.
+    :ivar error: why the broker did not take a batch; None where it took all that it was asked to.
     """
 
     sent: int
     parcels: list[Parcel]
     failed: int
     error: str | None
+
+
+class _Launch:
+    """Starts a process on a thread of its own.
+
+    The start waits for the other end of a pipe to be closed. A child that the service forks at
+    that moment has a copy of it, and may live for ever: nobody else is to wait for that.
+
+    :ivar process: the process, when it is there.
+    :ivar error: why there is none.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.error: Exception | None = None
+        self._line = line
+        self._unwanted = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="audit-start", daemon=True).start()
+
+    @property
+    def over(self) -> bool:
+        """Whether it has come to its end, this way or that."""
+        return self.process is not None or self.error is not None
+
+    def give_up(self) -> None:
+        """Nobody wants it any more: a process that comes later is ended."""
+        with self._lock:
+            self._unwanted = True
+            process = self.process
+        if process is not None:
+            _end_process(process)
+
+    def _run(self) -> None:
+        try:
+            # A fork waits for this, if it does not take too long.
+            with within, self._line as line:
+                process = subprocess.Popen(
+                    [_python(), "-m", "audit_logging.builder_process"],
+                    stdin=line.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=_environ(),
+                )
+        except Exception as error:  # noqa: BLE001 - told to whoever looks
+            self.error = error
+            return
+        with self._lock:
+            self.process = process
+            unwanted = self._unwanted
+        if unwanted:
+            _end_process(process)
 
 
 class RemoteBuilder:
@@ -151,17 +203,25 @@ class RemoteBuilder:
     def __init__(self, options: LoggingSettings, *, sends: bool = False) -> None:
         self._options = options
         self._sends = sends
-        self._process: subprocess.Popen[bytes] | None = None
+        self._launch: _Launch | None = None
         self._line: socket.socket | None = None
+        #: Held by whoever uses the line: it is closed by nobody else.
+        self._in_use = threading.Lock()
         self._ready = False
+        self._ended = False
         self._breaker = Breaker(first=1.0, longest=60.0)
         self._used_at = time.monotonic()
         self._look_at = self._started_at = 0.0
-        self._ended = False
         # One batch more than it sends in its time may hang at the broker.
         more = SENDING + 4 * options.BROKER_TIMEOUT if sends else 0.0
         self._patience = _PATIENCE + more
         self._extra = frozenset(normalise_key(key) for key in options.REDACT_KEYS)
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, when there is one."""
+        process = self._launch.process if self._launch is not None else None
+        return None if process is None else process.pid
 
     @property
     def unused(self) -> bool:
@@ -181,12 +241,15 @@ class RemoteBuilder:
             return False
         self._look_at = now + _LOOK_EVERY
         try:
-            if self._process is None:
-                self._start()
-            elif self._answered():
-                self._ready = True
-            elif now - self._started_at > _NEVER:
-                raise TimeoutError(f"it is not ready after {_NEVER:.0f} s")
+            with self._in_use:
+                if self._launch is None:
+                    self._start()
+                elif self._launch.error is not None:
+                    raise self._launch.error
+                elif self._answered():
+                    self._ready = True
+                elif now - self._started_at > _NEVER:
+                    raise TimeoutError(f"it is not ready after {_NEVER:.0f} s")
         except Exception as error:  # noqa: BLE001 - events are built here, whatever it is
             self._failed(error)
         return self._ready
@@ -194,10 +257,8 @@ class RemoteBuilder:
     @property
     def starting(self) -> bool:
         """Whether it was started, and is likely to be ready in a moment."""
-        started = self._started_at
-        return (
-            self._process is not None and not self._ready and time.monotonic() - started < _STARTING
-        )
+        there = self._launch is not None and not self._ready
+        return there and time.monotonic() - self._started_at < _STARTING
 
     def build(
         self,
@@ -213,26 +274,32 @@ class RemoteBuilder:
         :raises BuilderUnavailable: it is not there, or cannot take these; none was built, or
             nobody knows: each of the same events may come a second time.
         """
-        line = self._line
-        if line is None:
-            raise BuilderUnavailable("There is no builder process.")
         frame = self._frame(exchanges, breathe, may_send)
         try:
-            send_frame(line, frame)
-            try:
-                built = Built(*receive_frame(line))
-            except BlockingIOError:
-                raise TimeoutError(f"no answer in {self._patience:.0f} s") from None
+            with self._in_use:
+                built = self._ask(frame)
             there = sum(count for _, count in built.parcels) + built.sent + built.failed
             if there != len(exchanges):
                 raise EOFError("it answered something else than it was asked")
-        except Exception as error:
+        except BaseException as error:
             # Whatever it is, what comes next over the line cannot be trusted.
             self._failed(error)
+            if not isinstance(error, Exception):
+                raise
             raise BuilderUnavailable(f"It failed: {type(error).__name__}") from error
         self._breaker.succeeded()
         self._used_at = time.monotonic()
         return built
+
+    def _ask(self, frame: bytes) -> Built:
+        line = self._line
+        if line is None:
+            raise BuilderUnavailable("There is no builder process.")
+        try:
+            send_frame(line, frame)
+            return Built(*receive_frame(line))
+        except BlockingIOError:
+            raise TimeoutError(f"no answer in {self._patience:.0f} s") from None
 
     def _frame(
         self, exchanges: list[Exchange], breathe: Callable[[], None], may_send: bool
@@ -257,78 +324,82 @@ class RemoteBuilder:
         self._end()
 
     def _end(self) -> None:
-        process, line = self._process, self._line
+        launch, line = self._launch, self._line
+        self._launch, self._line, self._ready = None, None, False
         if line is not None:
-            # Somebody may be waiting at it, in another thread.
+            # Whoever waits at it, in another thread, is woken; who uses it is not overtaken.
             with suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
-        self._hang_up()
-        if process is None:
-            return
-        try:
-            process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(1.0)
+            if self._in_use.acquire(timeout=1.0):
+                line.close()
+                self._in_use.release()
+        if launch is not None:
+            launch.give_up()
 
     def let_go(self) -> None:
         """In a forked child: leave to the parent what is the parent's."""
-        process = self._process
-        self._hang_up()
-        if process is not None:
-            # Not ours to wait for.
-            process.returncode = 0
-
-    def _hang_up(self) -> None:
-        line, self._line, self._process, self._ready = self._line, None, None, False
+        launch, line = self._launch, self._line
+        self._launch, self._line, self._ready = None, None, False
+        self._in_use = threading.Lock()
         if line is not None:
             line.close()
+        if launch is not None and launch.process is not None:
+            # Not ours to wait for.
+            launch.process.returncode = 0
 
     def _start(self) -> None:
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.upper().startswith(_NOT_INHERITED)
-        }
-        environ["PYTHONPATH"] = os.pathsep.join(str(entry or Path.cwd()) for entry in sys.path)
-        # A child that is forked in the midst has copies of what it does not know of: the start
-        # would wait for it to close one, and the process for the other, for as long as it lives.
-        with within:
-            self._line, other = socket.socketpair()
-            with other:
-                # Not as socket.setdefaulttimeout() of the service has it.
-                other.setblocking(True)
-                self._process = subprocess.Popen(
-                    [_python(), "-m", "audit_logging.builder_process"],
-                    stdin=other.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    env=environ,
-                )
-        _set_patience(self._line, self._patience)
+        line, other = socket.socketpair()
+        # Not as socket.setdefaulttimeout() of the service has it.
+        other.setblocking(True)
+        _set_patience(line, self._patience)
         self._look_at, self._started_at = 0.0, time.monotonic()
-        send_frame(self._line, frame_of(settings_of(self._options, sends=self._sends)))
+        self._line, self._launch = line, _Launch(other)
+        # It waits in the line until the process reads it.
+        send_frame(line, frame_of(settings_of(self._options, sends=self._sends)))
+        if self._ended:
+            # By another thread, which saw nothing of this yet.
+            launch, self._launch, self._line = self._launch, None, None
+            line.close()
+            launch.give_up()
 
     def _answered(self) -> bool:
-        if self._line is None:
+        line = self._line
+        if line is None:
             return False
-        self._line.setblocking(False)
+        line.setblocking(False)
         try:
-            return receive_frame(self._line) == READY
+            return receive_frame(line) == READY
         except BlockingIOError:
             return False
         finally:
-            _set_patience(self._line, self._patience)
+            _set_patience(line, self._patience)
 
-    def _failed(self, error: Exception) -> None:
-        if self._ended:
-            return
-        self._breaker.failed()
-        logger.warning("the builder process is gone, and events are built here: %r", error)
-        process = self._process
-        if process is not None:
-            with suppress(OSError):
-                process.kill()
+    def _failed(self, error: BaseException) -> None:
+        if not self._ended:
+            self._breaker.failed()
+            logger.warning("the builder process is gone, and events are built here: %r", error)
         self._end()
+
+
+def _end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a process whose line is closed; it may be killed at any time."""
+    try:
+        process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        # One that the kernel holds is left to itself.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+
+
+def _environ() -> dict[str, str]:
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(_NOT_INHERITED)
+    }
+    environ["PYTHONPATH"] = os.pathsep.join(str(entry or Path.cwd()) for entry in sys.path)
+    return environ
 
 
 def _set_patience(line: socket.socket, seconds: float) -> None:

@@ -3,7 +3,7 @@
 Two threads serve one process's buffer. The *sender* builds events and sends them to the broker;
 where the broker fails it spools them, and when the broker is back it replays the spool. The
 *overflow* thread takes over when the sender is held up (a broker that does not answer can hold it
-for seconds) and the buffer is nearly full: it builds events and spools them.
+for seconds) and the buffer is nearly full: it builds events and spools them, if there is a spool.
 
 Both share the interpreter with the service, and whoever runs Python code holds it: up to 5 ms
 against a request that wants it back. So they work in short slices with naps between (see
@@ -20,7 +20,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 
 from django.db import connections
@@ -29,11 +29,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from . import checks, metrics, tracing
 from .background import Loop
 from .batch import pack
+from .breaker import Breaker
 from .buffer import Buffer, Hand
 from .capture import Exchange
 from .conf import LoggingSettings, conf
 from .event import EventBuilder, complete, is_incomplete
-from .exceptions import BuilderUnavailable
 from .flags import in_test_run
 from .outbox import IDLE, STREAM, Outbox, Outcome, Send
 from .producers import Producer
@@ -46,9 +46,6 @@ logger = logging.getLogger(__name__)
 #: Seconds after which others help a sender that waits: for the broker, and for its builder process.
 _HELD_UP = 0.05
 _BUILDING = 2.0
-#: After so many frames in a row of which the builder process could hand nothing over, this process
-#: does that itself.
-_UNSENT = 5
 #: Seconds: how long a slice of work may hold the interpreter, with all the time in the world and
 #: with hardly any, and how long it is then left alone. A busy service gives it away every 5 ms.
 _SLICE = 0.0001
@@ -73,7 +70,9 @@ def _complete(exchange: Exchange) -> None:
     # The service's code ran on a thread that nobody else closes connections of.
     for connection in _open_connections():
         if connection.alias not in before:
-            connection.close()
+            # An event is not lost for that.
+            with suppress(Exception):
+                connection.close()
 
 
 def _open_connections() -> list[BaseDatabaseWrapper]:
@@ -152,8 +151,8 @@ class Transport:
             self._remote = RemoteBuilder(self._options, sends=self._beside)
         self._load = Load()
         self._room = Room()
-        #: How often in a row the builder process could send nothing while the broker was there.
-        self._unsent = 0
+        #: Whether the builder process may send, by what came of it while the broker was there.
+        self._beside_breaker = Breaker(first=30.0, longest=600.0)
         self._ended = False
         self._idle = True
         self._gathering = False
@@ -336,7 +335,10 @@ class Transport:
             heavy = self._load.heavy() or len(self.buffer) >= burst
             if heavy and self._room.there():
                 logger.info("building events takes its share of this process: a process is started")
-                self._remote = RemoteBuilder(self._options, sends=self._beside)
+                self._remote = remote = RemoteBuilder(self._options, sends=self._beside)
+                if self._ended:
+                    # Since the look above, by another thread.
+                    remote.close()
         elif self._remote.unused:
             self._remote.close()
             self._remote = None
@@ -349,12 +351,15 @@ class Transport:
         # service more than that: few and long slices.
         breathe = Slices(lambda: 0.0, _LONGEST_SLICE)
         # Where a hand-over is a span of this process's traces, it is this process's work.
-        may_send = self._unsent < _UNSENT and self.outbox.breaker.allows and not tracing.set_up()
+        may_send = (
+            self._beside_breaker.allows and self.outbox.breaker.allows and not tracing.set_up()
+        )
         try:
             for exchange in group:
                 _complete(exchange)
             built = remote.build(group, breathe, may_send=may_send)
-        except BuilderUnavailable as error:
+        except Exception as error:
+            # What is wrong with one event costs that event alone, when they are built here.
             self.outbox.warn("events are built in the service's own process: %s", error)
             return False
         finally:
@@ -367,14 +372,14 @@ class Transport:
                     self.outbox.breaker.succeeded()
                 metrics.queued.inc(built.sent)
         # What it could not send is tried here: that shows whether the broker is away. Where it is
-        # not, time and again, something is amiss with that process.
+        # not, something is amiss with that process, and it is left out of it for some time.
         self._place(hand, place)
         if built.error is not None:
             self.outbox.warn("the builder process could not hand events over: %s", built.error)
         if built.sent:
-            self._unsent = 0
+            self._beside_breaker.succeeded()
         elif built.error is not None and self.outbox.breaker.closed:
-            self._unsent += 1
+            self._beside_breaker.failed()
         return True
 
     @staticmethod

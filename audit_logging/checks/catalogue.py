@@ -293,7 +293,7 @@ CHECKS = (
         "W017",
         "Events are dropped, and the buffer is tiny",
         "With OVERFLOW=drop the buffer alone takes up bursts: a second of a busy process is lost "
-        "(overflow_drop).",
+        "(buffer_full).",
         "Raise AUDIT_LOGGING BUFFER_SIZE to 100 or more, or set OVERFLOW to spool.",
     ),
     Entry(

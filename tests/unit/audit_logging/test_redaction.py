@@ -356,6 +356,11 @@ def test_not_a_number_and_lone_surrogates() -> None:
     assert redactor.body(b'{"x": NaN}', JSON).text == '{"x": NaN}'
 
 
+def test_a_number_beyond_all_floats_stays_its_text() -> None:
+    body = redactor.body(b'{"password": "x", "n": 1e400}', JSON)
+    assert body.text == f'{{"password":"{MASK}","n":"1e400"}}'
+
+
 def test_a_form_that_is_redacted_reads_like_the_form_it_was() -> None:
     body = redactor.body(b"a=1&password=x&b=%20y&empty=", "application/x-www-form-urlencoded")
     assert (body.text, body.state) == (f"a=1&password={MASK}&b=+y&empty=", "redacted")

@@ -29,6 +29,7 @@ from audit_logging.policy import Decision
 from audit_logging.remote_builder import Built, Load, RemoteBuilder, Room
 from audit_logging.transport import Transport
 from examples.demo.observe import events_in
+from tests.integration.servers.kinds import wait_for_exit
 from tests.support import eventually, in_child
 
 Options = Callable[..., LoggingSettings]
@@ -249,12 +250,12 @@ def test_a_stopped_process_is_waited_for_within_bounds(
     made = RemoteBuilder(options())
     try:
         eventually(lambda: made.ready, 30)
-        assert made._process is not None
-        process = made._process
-        process.send_signal(signal.SIGSTOP)
+        pid = made.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
         with pytest.raises(BuilderUnavailable, match="TimeoutError"):
             made.build([exchange()])
-        assert process.returncode is not None
+        wait_for_exit(pid)
     finally:
         made.close()
 
@@ -303,7 +304,7 @@ def test_what_the_process_could_not_send_is_tried_here(
             transport._sender_hand.take(transport.buffer, 10)
             transport._work_off(transport._sender_hand, transport.outbox.dispatch)
         assert transport.outbox.breaker.closed
-        assert half.asked == (10 if sent else 5)
+        assert half.asked == (10 if sent else 1)
         assert counted(metrics.queued) == 20
     finally:
         transport.close()
@@ -356,6 +357,28 @@ def test_what_flush_has_taken_over_is_not_built_again(options: Options) -> None:
         transport.close()
 
 
+def test_a_connection_that_cannot_be_closed_stops_nothing(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        alias, connection = "other", object()
+
+        def close(self) -> None:
+            raise OSError("gone")
+
+    opened: list[list[Broken]] = [[], [Broken()]] * 2
+    monkeypatch.setattr("audit_logging.transport._open_connections", lambda: opened.pop(0))
+    sent = Sent()
+    transport = Transport(sent, options(BUILD_IN="thread"))
+    try:
+        for number in range(2):
+            transport.submit(exchange(number, route=None, status=301, path="/orders"))
+        assert transport.flush(10)
+        assert [event["seq"] for event in sent.events] == [0, 1]
+    finally:
+        transport.close()
+
+
 def test_with_drop_nobody_helps_a_process_that_is_at_work(
     options: Options, counted: Callable[..., float]
 ) -> None:
@@ -398,17 +421,16 @@ def test_a_transport_counts_what_the_process_has_sent(
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_dies_is_replaced(remote: RemoteBuilder, number: signal.Signals) -> None:
-    process = remote._process
-    assert process is not None
-    process.send_signal(number)
+    pid = remote.pid
+    assert pid is not None
+    os.kill(pid, number)
     if number == signal.SIGKILL:
-        process.wait(10)
         with pytest.raises(BuilderUnavailable):
             remote.build([exchange()])
         eventually(lambda: remote.ready, 30)
     # A terminal's and a service manager's signals are the parent's to follow.
     assert lines(remote.build([exchange()]).parcels)
-    assert (remote._process is process) == (number != signal.SIGKILL)
+    assert (remote.pid == pid) == (number != signal.SIGKILL)
 
 
 def test_it_ends_with_its_parent(options: Options, tmp_path: Path) -> None:
@@ -418,8 +440,8 @@ def test_it_ends_with_its_parent(options: Options, tmp_path: Path) -> None:
         try:
             made = RemoteBuilder(options())
             eventually(lambda: made.ready, 30)
-            assert made._process is not None
-            os.write(writing, str(made._process.pid).encode())
+            assert made.pid is not None
+            os.write(writing, str(made.pid).encode())
         finally:
             # As kill -9 does: nothing is closed in an orderly way.
             os.kill(os.getpid(), signal.SIGKILL)
@@ -462,14 +484,59 @@ def test_a_fork_waits_until_the_process_is_started(
 
     monkeypatch.setattr("audit_logging.remote_builder.subprocess.Popen", Start)
     made = RemoteBuilder(options())
-    thread = threading.Thread(target=lambda: made.ready)
-    thread.start()
     try:
+        assert not made.ready
         assert begun.wait(20)
         assert in_child(done.is_set)
     finally:
-        thread.join()
         made.close()
+
+
+def test_a_start_that_hangs_holds_up_nobody(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does while a child lives that was forked in its midst; what comes then is ended."""
+    leave, begun = threading.Event(), threading.Event()
+    late: list[subprocess.Popen[bytes]] = []
+
+    class Hangs(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            begun.set()
+            leave.wait(60)
+            super().__init__(*args, **keywords)
+            late.append(self)
+
+    monkeypatch.setattr("audit_logging.remote_builder.subprocess.Popen", Hangs)
+    monkeypatch.setattr("audit_logging.remote_builder._NEVER", 0.0)
+    made = RemoteBuilder(options())
+    try:
+        assert not made.ready
+        assert begun.wait(20)
+        assert made.starting
+        eventually(lambda: not made.ready and not made._breaker.closed)
+        assert made.pid is None
+    finally:
+        leave.set()
+        made.close()
+    eventually(lambda: late and late[0].returncode is not None, 30)
+
+
+def test_one_that_is_closed_while_it_starts_leaves_nothing_behind(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Start(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            super().__init__(*args, **keywords)
+            started.append(self)
+
+    monkeypatch.setattr("audit_logging.remote_builder.subprocess.Popen", Start)
+    made = RemoteBuilder(options())
+    assert not made.ready
+    made.close()
+    assert made._line is None
+    eventually(lambda: started and started[0].returncode is not None, 30)
 
 
 class Sent:
@@ -493,8 +560,8 @@ def test_a_transport_loses_nothing_when_the_process_is_killed_again_and_again(
             remote = transport._remote
             if n % 80 == 40 and remote is not None:
                 eventually(lambda remote=remote: remote.ready or not remote._breaker.allows, 30)
-                if remote._process is not None:
-                    remote._process.kill()
+                if remote.pid is not None:
+                    os.kill(remote.pid, signal.SIGKILL)
         eventually(lambda: len(sent.events) == 400, 30)
     finally:
         transport.close()
