@@ -188,14 +188,18 @@ class DurableQueue:
         return (row[0], row[1]) if row else (0, 0)
 
     def offset_at(self, stream: str, timestamp: int) -> int:
-        """Return the first offset whose record is at or after `timestamp` (epoch micros)."""
+        """Return the first offset whose record is at or after `timestamp` (epoch micros); without
+        such a record, the next offset to be given."""
         with self._read() as connection:
-            row = connection.execute(
-                "SELECT offset FROM record WHERE stream = ? AND timestamp >= ?"
-                " ORDER BY offset LIMIT 1",
+            # In one look: what is appended between two would be taken for older.
+            (offset,) = connection.execute(
+                "SELECT coalesce("
+                " (SELECT offset FROM record WHERE stream = ?1 AND timestamp >= ?2"
+                "  ORDER BY offset LIMIT 1),"
+                " (SELECT next_offset FROM stream WHERE name = ?1), 0)",
                 (stream, timestamp),
             ).fetchone()
-        return row[0] if row else self.watermarks(stream)[1]
+        return int(offset)
 
     def trim(self, stream: str, before: int) -> int:
         """Forget the records before offset `before`; return how many there were."""

@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,26 @@ def test_limits_of_a_read_and_of_a_lease(queue: DurableQueue) -> None:
 def test_the_offset_at_a_time(queue: DurableQueue) -> None:
     queue.append("s", [Record(b"", timestamp=at) for at in (10, 20, 30)])
     assert [queue.offset_at("s", at) for at in (0, 10, 11, 30, 31)] == [0, 0, 1, 2, 3]
+
+
+def test_what_is_appended_while_a_time_is_looked_for_is_not_older(
+    queue: DurableQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a retention that looks and then trims would forget it."""
+    other, read = DurableQueue(queue.path), queue._read
+
+    @contextmanager
+    def meanwhile() -> Iterator[sqlite3.Connection]:
+        with read() as connection:
+            yield connection
+        other.append("s", [Record(b"x")])
+
+    queue.append("t", [Record(b"x")])
+    monkeypatch.setattr(queue, "_read", meanwhile)
+    before = queue.offset_at("s", 0)
+    monkeypatch.undo()
+    queue.trim("s", before)
+    assert len(queue.read("s", 0)) == 1
 
 
 def test_trim(queue: DurableQueue) -> None:
