@@ -26,6 +26,8 @@ class Redis(Service):
     def launch(self) -> None:
         network = ["--bind", HOST, "--port", str(self.port)]
         storage = ["--dir", str(self.root), "--appendonly", "yes", "--save", ""]
+        # Else a kill may cost what was acknowledged in the last two seconds.
+        storage += ["--appendfsync", "always"]
         self.spawn([SERVER.ensure(), *network, *storage])
 
     def ask(self) -> None:

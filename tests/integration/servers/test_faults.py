@@ -60,7 +60,11 @@ def _stop_and_kill(redis_server: Redis, served: Served) -> None:
         arrived = records.in_messages(messages)  # type: ignore[arg-type]
         return set(cases(arrived)) >= load.answered and not records.spooled(capture)
 
-    eventually(all_there, 60, served.tail_log, pause=0.2)
+    def what_is_missing() -> str:
+        missing = sorted(load.answered - set(cases(arrived)))
+        return f"missing {missing}, spooled {records.spooled(capture)}: {served.tail_log()}"
+
+    eventually(all_there, 60, what_is_missing, pause=0.2)
     # What was sent twice, as its first try only seemed to fail, is one event with one id.
     ids = {(event["path"], event["request_id"]) for event in arrived}
     assert len(ids) == len(cases(arrived))
