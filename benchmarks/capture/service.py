@@ -90,8 +90,10 @@ def document(size: int) -> dict[str, Any]:
         "contact": {"name": "Jo Doe", "email": "jo@example.com", "password": "a-secret"},
         "lines": [],
     }
-    while len(json.dumps(order)) < size:
+    length = len(json.dumps(order))
+    while length < size:
         order["lines"].append({**line, "line": len(order["lines"]) + 1})
+        length += len(json.dumps(order["lines"][-1])) + len(", ")
     return order
 
 
