@@ -62,7 +62,7 @@ test: check services ## Every test, with the real servers (ARGS=… goes to pyte
 # ---- inner loop -------------------------------------------------------------------------------
 
 .PHONY: test-fast
-test-fast: $(VENV)/.dev ## Tests that need no server, in under a minute: two halves side by side
+test-fast: $(VENV)/.dev ## Tests that need no server: two halves side by side
 	@$(FAST) tests/unit/audit_logging tests/unit/audit_publisher & half=$$!; \
 		$(FAST) tests/unit/audit_sink tests/unit/examples tests/contracts tests/integration; other=$$?; \
 		wait $$half && exit $$other
