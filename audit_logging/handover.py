@@ -47,9 +47,12 @@ def make_send(options: LoggingSettings = conf) -> Callable[[bytes, int], None]:
 
 
 def sends_beside(options: LoggingSettings = conf) -> bool:
-    """Whether a builder process may hand batches over by itself: not where the publisher is asked
-    directly, as there is more to that than one attempt."""
-    return options.DELIVERY != "direct"
+    """Whether a builder process may hand batches over by itself.
+
+    Not where the publisher is asked directly, as there is more to that than one attempt; nor where
+    the broker is this process's own memory.
+    """
+    return options.DELIVERY != "direct" and not options.broker_url().startswith("memory:")
 
 
 def make_target(options: LoggingSettings = conf) -> Target:

@@ -160,11 +160,6 @@ class _Launch:
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="audit-start", daemon=True).start()
 
-    @property
-    def over(self) -> bool:
-        """Whether it has come to its end, this way or that."""
-        return self.process is not None or self.error is not None
-
     def give_up(self) -> None:
         """Nobody wants it any more: a process that comes later is ended."""
         with self._lock:

@@ -18,7 +18,7 @@ from audit_logging.batch import pack
 from audit_logging.conf import LoggingSettings
 from audit_logging.delivery import Deliverer, PerProcess
 from audit_logging.exceptions import RetryLater
-from audit_logging.handover import DirectSend
+from audit_logging.handover import DirectSend, sends_beside
 from audit_logging.outbox import Outbox
 from audit_logging.publisher_client import Publisher
 from tests.support import eventually
@@ -274,3 +274,19 @@ def test_one_for_each_process_also_when_a_fork_copies_its_lock() -> None:
                 os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert made == [os.getpid()]
+
+
+@pytest.mark.parametrize(
+    ("values", "may"),
+    [
+        ({"BROKER_URL": "redis://127.0.0.1:1/0"}, True),
+        ({"BROKER_URL": "redis://127.0.0.1:1/0", "DELIVERY": "kafka"}, True),
+        ({"BROKER_URL": "redis://127.0.0.1:1/0", "DELIVERY": "direct"}, False),
+        # What another process puts there is in its own memory, and nowhere.
+        ({"BROKER_URL": "memory://"}, False),
+    ],
+)
+def test_what_another_process_may_hand_over(
+    options: Callable[..., LoggingSettings], values: dict[str, str], may: bool
+) -> None:
+    assert sends_beside(options(**values)) is may

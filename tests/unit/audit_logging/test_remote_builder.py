@@ -288,6 +288,14 @@ class Half:
         pass
 
 
+def work_off_two(transport: Transport, number: int) -> None:
+    """One frame of two events, as the sender brings it to its place."""
+    for _ in range(2):
+        transport.buffer.put(exchange(number), transport.producer.number)
+    transport._sender_hand.take(transport.buffer, 10)
+    transport._work_off(transport._sender_hand, transport.outbox.dispatch)
+
+
 @pytest.mark.parametrize("sent", [0, 1])
 def test_what_the_process_could_not_send_is_tried_here(
     options: Options, counted: Callable[..., float], sent: int
@@ -299,10 +307,7 @@ def test_what_the_process_could_not_send_is_tried_here(
     transport._remote = half = Half(sent)  # type: ignore[assignment]
     try:
         for number in range(10):
-            transport.buffer.put(exchange(number), transport.producer.number)
-            transport.buffer.put(exchange(number), transport.producer.number)
-            transport._sender_hand.take(transport.buffer, 10)
-            transport._work_off(transport._sender_hand, transport.outbox.dispatch)
+            work_off_two(transport, number)
         assert transport.outbox.breaker.closed
         assert half.asked == (10 if sent else 1)
         assert counted(metrics.queued) == 20
@@ -319,10 +324,7 @@ def test_a_broker_that_is_away_is_asked_by_nobody(options: Options) -> None:
     transport._remote = half = Half(1)  # type: ignore[assignment]
     try:
         for number in range(5):
-            transport.buffer.put(exchange(number), transport.producer.number)
-            transport.buffer.put(exchange(number), transport.producer.number)
-            transport._sender_hand.take(transport.buffer, 10)
-            transport._work_off(transport._sender_hand, transport.outbox.dispatch)
+            work_off_two(transport, number)
         assert half.asked == 1
         assert not transport.outbox.breaker.closed
     finally:
