@@ -27,7 +27,7 @@ from .host import (
     check_publisher_answers,
     check_tables,
 )
-from .running import check_asgi, check_threads, report, report_serving, serving_asgi
+from .running import check_asgi, check_uwsgi, report, report_serving, serving_asgi
 
 __all__ = [
     "CHECKS",
@@ -49,7 +49,7 @@ __all__ = [
     "check_service",
     "check_sizes",
     "check_tables",
-    "check_threads",
+    "check_uwsgi",
     "report",
     "report_serving",
     "serving_asgi",

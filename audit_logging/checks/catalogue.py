@@ -378,6 +378,15 @@ CHECKS = (
         "deploy",
     ),
     Entry(
+        "W028",
+        "uWSGI ends workers without their exit handlers",
+        "A worker that is stopped while it is in a request, or that skips exit handlers always, "
+        "loses what is in memory (it is named as missing). Seen when checks run inside uWSGI, and "
+        "in the log of each process.",
+        "Start uWSGI with hook-master-start = unix_signal:15 gracefully_kill_them_all in the place "
+        "of die-on-term, and without skip-atexit and skip-atexit-teardown.",
+    ),
+    Entry(
         "I001",
         "Answers are compressed before they are recorded",
         "GZipMiddleware stands behind the audit: bodies are unpacked again in the background, "

@@ -24,41 +24,70 @@ _reported = False
 serves_asgi = False
 
 
-def threads_never_run() -> bool:
-    """Whether this process is of a uWSGI that keeps Python's threads from running."""
+class _UWSGI:
+    """The uWSGI that this process belongs to."""
+
+    def __init__(self, module: Any) -> None:
+        self._options: dict[Any, Any] = module.opt
+        self._has_threads = getattr(module, "has_threads", None)
+
+    def runs_threads(self) -> bool:
+        """Whether Python's threads run in it."""
+        if self._has_threads is not None:
+            return bool(self._has_threads)
+        return any(self._is_on(name) for name in ("enable-threads", "threads", "gevent"))
+
+    def ends_in_order(self) -> bool:
+        """Whether a stopped worker runs Python's exit handlers, busy or not."""
+        # plugins/python/python_plugin.c, uwsgi_python_atexit: none for a worker in a request.
+        return any("gracefully_kill_them_all" in text for text in self._given("hook-master-start"))
+
+    def skips(self) -> str | None:
+        """The option that keeps every worker from running them, if one is on."""
+        names = ("skip-atexit", "skip-atexit-teardown")
+        return next((name for name in names if self._is_on(name)), None)
+
+    def _given(self, name: str) -> list[str]:
+        value = self._options.get(name, self._options.get(name.encode()))
+        return [
+            one.decode("latin-1") if isinstance(one, bytes) else str(one or "")
+            for one in (value if isinstance(value, list) else [value])
+        ]
+
+    def _is_on(self, name: str) -> bool:
+        given = self._given(name)
+        off = ("", "0", "false", "no", "off", "none")
+        return bool(given) and given[-1].strip().lower() not in off
+
+
+def _uwsgi() -> _UWSGI | None:
     # In its processes alone; elsewhere a package of that name says nothing.
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is None:
+    module = sys.modules.get("uwsgi")
+    if module is None:
         try:
-            import uwsgi  # type: ignore[no-redef]
+            import uwsgi as module  # type: ignore[no-redef]
         except ImportError:
-            return False
-    options = getattr(uwsgi, "opt", None)
-    if not isinstance(options, dict):
-        return False
-    has_threads = getattr(uwsgi, "has_threads", None)
-    if has_threads is not None:
-        return not has_threads
-    return not any(_is_on(options, name) for name in ("enable-threads", "threads", "gevent"))
-
-
-def _is_on(options: dict[Any, Any], name: str) -> bool:
-    value = options.get(name, options.get(name.encode()))
-    if isinstance(value, list):
-        value = value[-1] if value else None
-    text = value.decode("latin-1") if isinstance(value, bytes) else str(value or "")
-    return text.strip().lower() not in ("", "0", "false", "no", "off", "none")
+            return None
+    return _UWSGI(module) if isinstance(getattr(module, "opt", None), dict) else None
 
 
 @check()
-def check_threads() -> Iterator[CheckMessage]:
-    """E016: a server that runs no thread of ours."""
-    yield from _threads()
+def check_uwsgi() -> Iterator[CheckMessage]:
+    """E016, W028: a server that runs no thread of ours, or ends without a word."""
+    yield from _under_uwsgi()
 
 
-def _threads() -> Iterator[CheckMessage]:
-    if threads_never_run():
+def _under_uwsgi() -> Iterator[CheckMessage]:
+    uwsgi = _uwsgi()
+    if uwsgi is None:
+        return
+    if not uwsgi.runs_threads():
         yield found("E016", "uWSGI runs without enable-threads.")
+    skips = uwsgi.skips()
+    if skips is not None:
+        yield found("W028", f"uWSGI runs with {skips}.")
+    elif not uwsgi.ends_in_order():
+        yield found("W028", "uWSGI stops workers in the middle of requests.")
 
 
 @check(deploy=True)
@@ -97,8 +126,8 @@ def report() -> None:
         return
     _reported = True
     # Not the checks themselves, which may import all middleware: apps are still being made ready.
-    messages = list(_threads())
+    messages = list(_under_uwsgi())
     if not app_installed():
         messages += [one for one in check_middleware() if one.id == "audit_logging.E005"]
     for message in messages:
-        logger.error("%s (%s) %s", message.msg, message.id, message.hint)
+        logger.log(message.level, "%s (%s) %s", message.msg, message.id, message.hint)

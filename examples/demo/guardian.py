@@ -14,7 +14,7 @@ GRACE = 10.0
 
 
 def alive(group: int) -> bool:
-    """Whether any process of `group` is left."""
+    """Whether any process of `group` still runs."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -22,7 +22,24 @@ def alive(group: int) -> bool:
     except PermissionError:
         # It was given to somebody else: not ours any more.
         return False
-    return True
+    return _any_runs(group)
+
+
+def _any_runs(group: int) -> bool:
+    """Whether one of them is more than an entry that its parent, or init, has yet to collect."""
+    if not os.path.exists("/proc/self/stat"):  # noqa: PTH110 - pathlib takes its time to import
+        return True
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", errors="replace") as stat:  # noqa: PTH123
+                state, _, its_group = stat.read().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(its_group) == group and state not in "ZX":
+            return True
+    return False
 
 
 def stop(groups: set[int], grace: float = GRACE) -> None:

@@ -16,6 +16,9 @@ from types import FrameType
 
 from . import guardian
 
+#: Seconds that killed processes get to be gone.
+_KILLED_WITHIN = 5.0
+
 
 class DemoError(Exception):
     """The demo cannot go on; the message is for the person in front of it and says what to do."""
@@ -252,6 +255,12 @@ class Supervisor:
             except ProcessLookupError:
                 pass
             child.process.wait()
+        # A kill takes its time to arrive.
+        deadline = time.monotonic() + _KILLED_WITHIN
+        while any(guardian.alive(child.group) for child in children):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
 
     def _tell(self, line: str) -> None:
         if self._guardian is None or self._guardian.stdin is None:

@@ -162,7 +162,9 @@ class Served(Service):
             return [sys.executable, "-m", "uvicorn", *common, *self.kind.arguments, application]
         common = ["--master", "--http-socket", address, "--processes", str(self._workers)]
         common += ["--module", application, "--virtualenv", sys.prefix, "--enable-threads"]
-        common += ["--die-on-term", "--threads", "4", "--thunder-lock"]
+        # By die-on-term it would leave out the exit handlers of workers in a request.
+        common += ["--hook-master-start", "unix_signal:15 gracefully_kill_them_all"]
+        common += ["--threads", "4", "--thunder-lock"]
         return [str(_uwsgi()), *common, *self.kind.arguments]
 
     def _proxy(self) -> None:

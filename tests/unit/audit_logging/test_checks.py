@@ -607,12 +607,15 @@ def test_w022_a_check_that_fails_is_told_and_ends_nothing(
     assert "check_folder failed: RuntimeError: odd disk" in found()["W022"].msg
 
 
+IN_ORDER = b"unix_signal:15 gracefully_kill_them_all"
+
+
 @pytest.mark.parametrize(
     ("attributes", "wrong"),
     [
-        ({"opt": {"http": b":80"}, "has_threads": 0}, True),
-        ({"opt": {"http": b":80"}, "has_threads": 1}, False),
-        ({"opt": {"http": b":80"}}, True),
+        ({"opt": {}, "has_threads": 0}, True),
+        ({"opt": {}, "has_threads": 1}, False),
+        ({"opt": {}}, True),
         ({"opt": {"enable-threads": True}}, False),
         ({"opt": {"enable-threads": b"true"}}, False),
         ({"opt": {"enable-threads": b"false"}}, True),
@@ -628,6 +631,7 @@ def test_e016_uwsgi_without_threads(
     attributes: dict[str, Any],
     wrong: bool,
 ) -> None:
+    attributes.get("opt", {})["hook-master-start"] = IN_ORDER
     monkeypatch.setitem(sys.modules, "uwsgi", types.SimpleNamespace(**attributes))
     assert set(found()) == ({"E016"} if wrong else set())
     monkeypatch.setattr(running, "_reported", False)
@@ -635,6 +639,29 @@ def test_e016_uwsgi_without_threads(
         running.report()
         running.report()
     assert caplog.text.count("enable-threads = true") == int(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({}, "in the middle of requests"),
+        ({"die-on-term": True}, "in the middle of requests"),
+        ({"hook-master-start": [b"unix_signal:1 reload", IN_ORDER]}, ""),
+        ({"hook-master-start": IN_ORDER, "skip-atexit": b"false"}, ""),
+        ({"hook-master-start": IN_ORDER, "skip-atexit": True}, "skip-atexit."),
+        ({b"hook-master-start": IN_ORDER, b"skip-atexit-teardown": b"1"}, "skip-atexit-teardown."),
+    ],
+)
+def test_w028_uwsgi_ends_workers_without_their_exit_handlers(
+    service: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[Any, Any],
+    wrong: str,
+) -> None:
+    uwsgi = types.SimpleNamespace(opt=options, has_threads=1)
+    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
+    assert set(found()) == ({"W028"} if wrong else set())
+    assert not wrong or wrong in found()["W028"].msg
 
 
 # -- the table ---------------------------------------------------------------------------------

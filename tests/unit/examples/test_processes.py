@@ -55,7 +55,14 @@ def test_leaving_stops_all_even_what_does_not_want_to(tmp_path: Path) -> None:
         supervisor.wait_ready(15, on_ready=lambda name: None)
         groups = [child.group for child in supervisor.children]
         assert all(guardian.alive(group) for group in groups)
-    eventually(lambda: not any(guardian.alive(group) for group in groups))
+    assert not any(guardian.alive(group) for group in groups)
+
+
+def test_what_is_dead_and_not_yet_collected_is_not_alive() -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", "pass"], start_new_session=True) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        os.killpg(process.pid, 0)
+        assert not guardian.alive(process.pid)
 
 
 def test_a_failure_half_way_stops_what_had_started(tmp_path: Path) -> None:
