@@ -7,7 +7,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 
-from .models import Consumer, ConsumerKey, TopicRoute
+from ..models import Consumer, ConsumerKey, TopicRoute
 
 
 class ConsumerKeyInline(admin.StackedInline):
