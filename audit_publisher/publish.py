@@ -12,7 +12,7 @@ from typing import Any, Literal
 from django.core.signals import setting_changed
 
 from audit_logging.background import Loop
-from audit_logging.spool import Record
+from audit_logging.spool import Record, StoredRecord
 
 from . import eventlog, metrics, routing
 from .breaker import Breaker
@@ -257,14 +257,14 @@ class Publisher:
             if not target:
                 break
             receipts = self._append(target, topic, records)
-            refused: list[Record] = []
+            refused: list[tuple[StoredRecord, str]] = []
             settled = 0
             for record, receipt in zip(records, receipts, strict=True):
                 if receipt.error is not None:
                     if not isinstance(receipt.error, RecordRejected):
                         break
                     logger.error("A spooled record is refused for good: %s", receipt.error)
-                    refused.append(record)
+                    refused.append((record, str(receipt.error)))
                 settled += 1
             if settled:
                 self.spool.done(topic, records[settled - 1].offset, refused)

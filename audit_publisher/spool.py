@@ -8,15 +8,21 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from audit_logging.exceptions import SpoolError
 from audit_logging.spool import DurableQueue, Record, StoredRecord
+from audit_logging.spool_moves import move
 
 from .exceptions import StorageExhausted
 
 #: Records that no region will ever take; kept for people to look at.
 REFUSED = "#refused"
+#: Headers of a refused record, before its own: the topic that it was for, and why it was refused.
+TOPIC_HEADER = "#topic"
+CAUSE_HEADER = "#cause"
+_MOST_CAUSE = 500
 
 
 class Spool:
@@ -76,16 +82,28 @@ class Spool:
         low, _ = self._queue.watermarks(topic)
         return self._queue.read(topic, low, max_records=max_records, max_bytes=max_bytes)
 
-    def done(self, topic: str, through: int, refused: Sequence[Record] = ()) -> None:
-        """Forget the records of `topic` up to offset `through`; keep those that were refused."""
+    def done(
+        self, topic: str, through: int, refused: Sequence[tuple[StoredRecord, str]] = ()
+    ) -> None:
+        """Forget the records of `topic` up to offset `through`; keep those that were refused.
+
+        :param refused: each with the cause; kept in the stream :data:`REFUSED`, also when the spool
+            is full: a record that nobody takes must not hold up those behind it.
+        """
         if refused:
-            self._queue.append(REFUSED, refused)
+            kept = [_refused(topic, record, cause) for record, cause in refused]
+            move(self._queue, topic, REFUSED, kept)
         self._queue.trim(topic, through + 1)
 
     def size(self) -> tuple[int, int]:
         """(records, bytes) that wait."""
         stats = [self._queue.stats(topic) for topic in self.topics()]
         return sum(each.records for each in stats), sum(each.bytes for each in stats)
+
+    @property
+    def queue(self) -> DurableQueue:
+        """The file, for pages and commands that show what is in it."""
+        return self._queue
 
     @contextmanager
     def only_drainer(self) -> Iterator[bool]:
@@ -102,3 +120,11 @@ class Spool:
                 yield False
                 return
             yield True
+
+
+def _refused(topic: str, record: StoredRecord, cause: str) -> StoredRecord:
+    told = (
+        (TOPIC_HEADER, topic.encode()),
+        (CAUSE_HEADER, cause[:_MOST_CAUSE].encode(errors="replace")),
+    )
+    return replace(record, headers=told + record.headers)

@@ -21,7 +21,7 @@ from audit_publisher.exceptions import (
     StorageExhausted,
 )
 from audit_publisher.publish import Publisher
-from audit_publisher.spool import REFUSED, Spool
+from audit_publisher.spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
 
 TOPIC = "events"
 
@@ -225,6 +225,27 @@ def test_a_spooled_record_that_no_log_takes_does_not_block_the_others(setup: Set
     assert setup.primary.values() == [b"1", b"2"]
     assert [record.value for record in setup.spool.oldest(REFUSED, 10)] == [b"bad"]
     assert setup.spool.size() == (0, 0)
+
+
+def test_a_refused_record_keeps_its_topic_and_the_cause(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(b"bad")
+    setup.primary.failure, setup.primary.poison = None, b"bad"
+    setup.another().drain()
+    (kept,) = setup.spool.oldest(REFUSED, 10)
+    assert kept.headers == ((TOPIC_HEADER, TOPIC.encode()), (CAUSE_HEADER, b"poison"))
+    assert kept.key == b"k"
+
+
+def test_a_refused_record_does_not_block_the_drain_of_a_full_spool(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, spool_bytes=300)
+    setup.primary.failure = setup.secondary.failure = DOWN
+    assert setup.publish(b"b" * 100, b"1" * 100) == ["spooled", "spooled"]
+    assert setup.publish(b"2" * 100) == ["rejected"]
+    setup.primary.failure, setup.primary.poison = None, b"b" * 100
+    assert setup.another().drain() == 2
+    assert setup.primary.values() == [b"1" * 100]
+    assert len(setup.spool.oldest(REFUSED, 10)) == 1
 
 
 def test_too_large_is_refused_and_never_tried_elsewhere(setup: Setup) -> None:
