@@ -36,7 +36,11 @@ JARS = Program("Apache Kafka", _find_jars, ARTEFACTS)
 
 
 class Kafka(Service):
-    """`Kafka("primary")` takes its address from AUDIT_TEST_KAFKA_PRIMARY if that is set."""
+    """`Kafka("primary")` takes its address from AUDIT_TEST_KAFKA_PRIMARY if that is set.
+
+    :param advertised: a port that a proxy listens on. The broker then has a second listener, at
+        `inner`, and clients that come in there are told of no other address than the proxy's.
+    """
 
     programs = (JAVA, JARS)
 
@@ -45,9 +49,12 @@ class Kafka(Service):
         region: str = "primary",
         *,
         own: bool = False,
+        advertised: int = 0,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self.name = f"kafka-{region}"
+        self.inner = 0
+        self._advertised = advertised
         self.env_name = f"AUDIT_TEST_KAFKA_{region.upper().replace('-', '_')}"
         super().__init__(own=own, environ=environ)
 
@@ -63,14 +70,17 @@ class Kafka(Service):
     def prepare(self) -> None:
         assert self.root
         controller = free_port()
-        settings = {
+        settings: dict[str, Any] = {
             "process.roles": "broker,controller",
             "node.id": 1,
+            "inter.broker.listener.name": "PLAINTEXT",
             "controller.quorum.voters": f"1@{HOST}:{controller}",
             "controller.listener.names": "CONTROLLER",
             "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller}",
             "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": (
+                "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT"
+            ),
             "log.dirs": self.root / "data",
             # One node can keep one copy.
             "default.replication.factor": 1,
@@ -92,6 +102,10 @@ class Kafka(Service):
             # The cleaner would take 128 MB for a table that a test never fills.
             "log.cleaner.dedupe.buffer.size": 8388608,
         }
+        if self._advertised:
+            self.inner = free_port()
+            settings["listeners"] += f",PROXIED://{HOST}:{self.inner}"
+            settings["advertised.listeners"] += f",PROXIED://{HOST}:{self._advertised}"
         lines = "".join(f"{key}={value}\n" for key, value in settings.items())
         self._settings.write_text(lines)
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()

@@ -1,0 +1,1 @@
+"""The publisher between two real clusters, with every fault that can be made in between."""

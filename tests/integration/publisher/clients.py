@@ -1,0 +1,256 @@
+"""Clients that send events at a rate, and an account of what each event was promised."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from audit_publisher.testing import make_event
+from tests.services.base import HOST
+
+SINGLE = "/v1/logs/api-requests"
+BATCH = "/v1/logs/api-requests:batch"
+#: One of so many events breaks the contract, and is refused for good.
+_INVALID_EACH = 50
+_TIMEOUT = 15.0
+_PAUSE = 0.05
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Promise:
+    """What a client knows of one event.
+
+    :ivar begun: when the client had it (monotonic seconds).
+    :ivar kept: seconds until the answer that it is durable; None without one.
+    :ivar where: the status in that answer, and the region.
+    :ivar refused: it was refused for good.
+    :ivar tries: how often it was sent.
+    """
+
+    begun: float
+    kept: float | None = None
+    where: tuple[str, str | None] = ("", None)
+    refused: bool = False
+    tries: int = 0
+
+
+@dataclass
+class Account:
+    """All events, by request_id, and every answer."""
+
+    promises: dict[str, Promise] = field(default_factory=dict)
+    #: (status, has Retry-After) → answers; 0 is a broken connection.
+    answers: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    #: Statuses of items of answers: what the publisher's own counters should say.
+    items: Counter[str] = field(default_factory=Counter)
+    #: Requests without an answer: nobody knows what became of their events.
+    unanswered: int = 0
+    slowest: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def durable(self) -> set[str]:
+        """Those that were promised to be durable."""
+        return {name for name, each in self.promises.items() if each.kept is not None}
+
+    @property
+    def refused(self) -> set[str]:
+        """Those refused for good."""
+        return {name for name, each in self.promises.items() if each.refused}
+
+    def seconds(self, since: float = 0.0, until: float = float("inf")) -> list[float]:
+        """From having an event to the promise, of those that came to be within a time."""
+        return sorted(
+            each.kept
+            for each in self.promises.values()
+            if each.kept is not None and since <= each.begun < until
+        )
+
+
+class Clients:
+    """Some that send one event at a time, and some that send what has come to be meanwhile as a
+    batch. Each has keys of its own and goes on to the next event when the last one is durable, so
+    that the order of a key's events is known. What is not durable is sent again, as it was.
+
+    :param ports: of publishers; a client turns to the next when its own does not answer.
+    :param rate: events a second of all together; 0: as fast as answers come.
+    :param padding: bytes of each event's request body.
+    """
+
+    def __init__(
+        self,
+        ports: Sequence[int],
+        *,
+        singles: int = 4,
+        batches: int = 4,
+        rate: float = 200.0,
+        padding: int = 200,
+        largest: int = 100,
+        invalid: bool = True,
+        retry: bool = True,
+    ) -> None:
+        self.account = Account()
+        self.ended = threading.Event()
+        self.ports = tuple(ports)
+        self.padding = padding
+        self.largest = largest
+        self.invalid = invalid
+        self.retry = retry
+        each = rate / (singles + batches)
+        self._clients = [_Client(self, each, batch=False) for _ in range(singles)]
+        self._clients += [_Client(self, each, batch=True) for _ in range(batches)]
+        self._threads = [threading.Thread(target=one.run, daemon=True) for one in self._clients]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Let every client end with a promise for what it has sent."""
+        self.ended.set()
+        for thread in self._threads:
+            thread.join(60)
+        alive = sum(thread.is_alive() for thread in self._threads)
+        if alive:
+            raise AssertionError(f"{alive} clients still wait for an answer")
+
+    def sent(self) -> int:
+        """How many events are durable by now."""
+        return sum(one.done for one in self._clients)
+
+
+class _Client:
+    def __init__(self, clients: Clients, rate: float, *, batch: bool) -> None:
+        self._all = clients
+        self._gap = 1 / rate if rate else 0.0
+        self._batch = batch
+        self._key = next(_numbers)
+        self._events = itertools.count()
+        self._port = self._key
+        self._connection: http.client.HTTPConnection | None = None
+        self.done = 0
+
+    # One after the other ------------------------------------------------------------------
+
+    def run(self) -> None:
+        ended = self._all.ended
+        due = time.monotonic()
+        while not ended.is_set():
+            now = time.monotonic()
+            if due > now:
+                ended.wait(due - now)
+                continue
+            batch = {}
+            while due <= now and len(batch) < (self._all.largest if self._batch else 1):
+                request_id, event = self._make()
+                self._all.account.promises[request_id] = Promise(due if self._gap else now)
+                batch[request_id] = event
+                due += self._gap
+            self._deliver(batch)
+        self._hang_up()
+
+    def _make(self) -> tuple[str, bytes]:
+        number = next(self._events)
+        request_id = str(uuid.UUID(int=self._key << 64 | number))
+        changes: dict[str, Any] = {}
+        if self._all.invalid and number % _INVALID_EACH == _INVALID_EACH - 1:
+            changes["response_code"] = 5000
+        event = make_event(
+            request_id=request_id,
+            endpoint_name=f"client-{self._key}",
+            request_body="x" * self._all.padding,
+            **changes,
+        )
+        return request_id, json.dumps(event).encode()
+
+    def _deliver(self, waiting: dict[str, bytes]) -> None:
+        """Send until each has its promise."""
+        while waiting:
+            for request_id in waiting:
+                self._all.account.promises[request_id].tries += 1
+            settled, pause = self._send(waiting)
+            for request_id in settled:
+                del waiting[request_id]
+            if not self._all.retry:
+                return
+            if waiting:
+                time.sleep(pause)
+
+    def _send(self, waiting: dict[str, bytes]) -> tuple[list[str], float]:
+        """Send once; return what needs no further try, and seconds to wait before the next."""
+        account = self._all.account
+        if self._batch:
+            path, kind, body = BATCH, "application/x-ndjson", b"\n".join(waiting.values())
+        else:
+            path, kind, (body,) = SINGLE, "application/json", waiting.values()
+        started = time.monotonic()
+        try:
+            status, retry_after, answer = self._post(path, kind, body)
+        except (OSError, http.client.HTTPException, ValueError):
+            self._hang_up()
+            self._port += 1
+            with account.lock:
+                account.answers[0, False] += 1
+                account.unanswered += 1
+            return [], _PAUSE
+        with account.lock:
+            account.answers[status, retry_after is not None] += 1
+            account.slowest = max(account.slowest, time.monotonic() - started)
+        # A real client waits as long as it is told to; here that would be most of a test.
+        pause = min(float(retry_after or _PAUSE), 10 * _PAUSE)
+        return self._note(waiting, status, answer), pause
+
+    def _note(self, waiting: dict[str, bytes], status: int, answer: Any) -> list[str]:
+        now = time.monotonic()
+        if status != 200:
+            items = [{"status": "rejected", "retryable": status in {408, 429, 500, 503}}]
+            items *= len(waiting)
+        else:
+            items = answer["items"] if self._batch else [answer]
+        settled = []
+        account = self._all.account
+        for request_id, item in zip(waiting, items, strict=True):
+            with account.lock:
+                account.items[item["status"]] += 1
+            promise = account.promises[request_id]
+            if item["status"] == "rejected":
+                if not item["retryable"]:
+                    promise.refused = True
+                    settled.append(request_id)
+                continue
+            assert item["request_id"] == request_id, (item, request_id)
+            promise.kept = now - promise.begun
+            promise.where = (item["status"], item.get("region"))
+            settled.append(request_id)
+            self.done += 1
+        return settled
+
+    def _post(self, path: str, kind: str, body: bytes) -> tuple[int, str | None, Any]:
+        if self._connection is None:
+            port = self._all.ports[self._port % len(self._all.ports)]
+            self._connection = http.client.HTTPConnection(HOST, port, timeout=_TIMEOUT)
+        self._connection.request("POST", path, body, {"Content-Type": kind})
+        with self._connection.getresponse() as response:
+            content = response.read()
+            if response.will_close:
+                self._hang_up()
+            return response.status, response.getheader("Retry-After"), json.loads(content)
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

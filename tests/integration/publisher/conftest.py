@@ -1,0 +1,35 @@
+"""Both clusters once for all tests here, and a publisher for each module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.publisher.rig import QUICK, Publisher, Region, publishers, two_regions
+from tests.services.errors import Unavailable
+from tests.services.fixtures import give_up
+from tests.services.install import JAVA
+from tests.services.kafka import JARS
+
+Regions = tuple[Region, Region]
+
+
+@pytest.fixture(scope="session")
+def regions() -> Iterator[Regions]:
+    missing = None
+    try:
+        JAVA.ensure()
+        JARS.ensure()
+    except Unavailable as error:
+        missing = error
+    if missing:
+        give_up(missing)
+    with two_regions() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def publisher(regions: Regions) -> Iterator[Publisher]:
+    with publishers(Publisher(regions, options=QUICK)) as (made,):
+        yield made
