@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from django.core.signals import setting_changed
 
 from ..conf import PublisherSettings, conf
-from .base import EventLog, Limits, Receipt, Record, StoredRecord
+from .base import EventLog, Limits, Receipt, Record, StoredRecord, TopicFacts
 
 __all__ = [
     "EventLog",
@@ -18,6 +18,7 @@ __all__ = [
     "Receipt",
     "Record",
     "StoredRecord",
+    "TopicFacts",
     "close_regions",
     "get_region",
     "open_region",

@@ -14,7 +14,7 @@ from audit_logging.spool import Record, StoredRecord
 
 from ..exceptions import EventLogError, UnknownTopic
 
-__all__ = ["EventLog", "Limits", "Receipt", "Record", "StoredRecord"]
+__all__ = ["EventLog", "Limits", "Receipt", "Record", "StoredRecord", "TopicFacts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,26 @@ class Receipt:
     partition: int = -1
     offset: int = -1
     error: EventLogError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What one region says of one topic; None or "" where it does not tell, or has no such thing.
+
+    :ivar partitions: how many there are.
+    :ivar largest_batch: bytes that one batch of records may have, its own overhead included.
+    :ivar replicas: copies of each partition; the smallest number.
+    :ivar min_insync: copies that must have a record before it is acknowledged.
+    :ivar retention: seconds that a record is kept, by age; ``math.inf`` for ever.
+    :ivar cleanup: ``delete``, ``compact`` or both.
+    """
+
+    partitions: int
+    largest_batch: int | None = None
+    replicas: int | None = None
+    min_insync: int | None = None
+    retention: float | None = None
+    cleanup: str = ""
 
 
 class EventLog(ABC):
@@ -88,6 +108,19 @@ class EventLog(ABC):
                 self.partitions(topic)
             except UnknownTopic:
                 found.append(topic)
+        return found
+
+    def describe(self, topics: Iterable[str]) -> dict[str, TopicFacts | None]:
+        """Return what is known of each of `topics`; None for one that does not exist.
+
+        :raises RegionUnavailable: the region does not answer.
+        """
+        found: dict[str, TopicFacts | None] = {}
+        for topic in topics:
+            try:
+                found[topic] = TopicFacts(self.partitions(topic), self.largest_record(topic))
+            except UnknownTopic:
+                found[topic] = None
         return found
 
     @abstractmethod

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..exceptions import EventLogError, OffsetOutOfRange, RegionUnavailable, UnknownTopic
-from . import kafka_config
-from .base import EventLog, Limits, Receipt, Record, StoredRecord
+from . import kafka_config, kafka_topics
+from .base import EventLog, Limits, Receipt, Record, StoredRecord, TopicFacts
 from .kafka_config import load_properties
 from .kafka_errors import classify
 from .kafka_producer import RecordProducer
@@ -190,6 +190,26 @@ class KafkaEventLog(EventLog):
         if found is None or not _exists(found):
             raise UnknownTopic(f"There is no topic {topic!r} in region {self.region}.")
         return len(found.partitions)
+
+    def describe(self, topics: Iterable[str]) -> dict[str, TopicFacts | None]:
+        with self._errors():
+            known = self._topics(self._request_timeout)
+            return kafka_topics.describe(
+                known, topics, self._admin(), self.region, self._request_timeout
+            )
+
+    def replica_fetch_bytes(self) -> int | None:
+        """The smallest ``replica.fetch.max.bytes`` of the brokers; None: they do not tell."""
+        with self._errors():
+            metadata = self._group("audit-meta").list_topics(timeout=self._request_timeout)
+            return kafka_topics.replica_fetch_bytes(
+                self._admin(), metadata.brokers, self._request_timeout
+            )
+
+    def _admin(self) -> Any:
+        from confluent_kafka.admin import AdminClient
+
+        return AdminClient(kafka_config.common(self._servers, self._properties))
 
     def largest_record(self, topic: str) -> int:
         from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from audit_logging.exceptions import SpoolError
@@ -22,7 +24,7 @@ from ..exceptions import (
     RegionUnavailable,
     UnknownTopic,
 )
-from .base import EventLog, Limits, Receipt, Record, StoredRecord
+from .base import EventLog, Limits, Receipt, Record, StoredRecord, TopicFacts
 from .partitioner import partition_of
 
 #: Streams that are not partitions: a topic's name cannot hold these characters.
@@ -97,6 +99,12 @@ class LocalEventLog(EventLog):
     def largest_record(self, topic: str) -> int:
         self.partitions(topic)
         return self._max_record_bytes
+
+    def describe(self, topics: Iterable[str]) -> dict[str, TopicFacts | None]:
+        return {
+            topic: facts and replace(facts, retention=self._retention_seconds or math.inf)
+            for topic, facts in super().describe(topics).items()
+        }
 
     def _known_topics(self) -> dict[str, int]:
         found: dict[str, int] = {}
