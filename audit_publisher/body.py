@@ -22,7 +22,12 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     """
     encoding = request.META.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in {"", "identity", "gzip"}:
-        raise Problem(415, "Content-Encoding is not supported. Send gzip or none.")
+        raise Problem(
+            415,
+            "Content-Encoding is not supported. Send gzip or none.",
+            code="unsupported-encoding",
+            header="Content-Encoding",
+        )
     raw = _read(request, limit)
     return _gunzip(raw, limit) if encoding == "gzip" else raw
 
@@ -44,12 +49,22 @@ def _read(request: HttpRequest, limit: int) -> bytes:
         # Django wraps what the server raised.
         if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
             raise Problem(408, "The body did not arrive in time.", retry_after=1) from error
-        raise Problem(400, "The body could not be read to its end.", retry_after=1) from error
+        raise Problem(
+            400, "The body could not be read to its end.", code="body-incomplete", retry_after=1
+        ) from error
     except Exception as error:
         # Each server has its own exceptions for chunks that are none.
-        raise Problem(400, "The body's transfer encoding is damaged.") from error
+        raise Problem(
+            400, "The body's transfer encoding is damaged.", code="bad-transfer"
+        ) from error
     if declared is not None and len(body) < declared:
-        raise Problem(400, "The body is shorter than its Content-Length.", retry_after=1)
+        raise Problem(
+            400,
+            "The body is shorter than its Content-Length.",
+            code="body-incomplete",
+            header="Content-Length",
+            retry_after=1,
+        )
     return body
 
 
@@ -72,16 +87,16 @@ def _gunzip(data: bytes, limit: int) -> bytes:
         try:
             part = member.decompress(data, limit + 1 - size)
         except zlib.error as error:
-            raise Problem(400, "The body is not gzip.") from error
+            raise Problem(400, "The body is not gzip.", code="not-gzip") from error
         size += len(part)
         if size > limit:
             raise _too_large(limit)
         if not member.eof:
-            raise Problem(400, "The gzip body is cut short.")
+            raise Problem(400, "The gzip body is cut short.", code="not-gzip")
         parts.append(part)
         data = member.unused_data
     return b"".join(parts)
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem(413, f"The body is larger than {limit:,} bytes.", reason="too_large")
+    return Problem(413, f"The body is larger than {limit:,} bytes.", field="", reason="too_large")

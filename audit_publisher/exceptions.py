@@ -15,6 +15,7 @@ PublisherError
 ├── CodecError               the bytes are not a framed record: poison
 ├── InvalidEvent             refuse the event for good, naming the field (422)
 ├── AmbiguousHeader          refuse the request, naming the header (400)
+├── InvalidHeader            refuse the request, naming the header (422)
 └── StorageExhausted         no durable place takes the event: 503
 """
 
@@ -96,10 +97,25 @@ class InvalidEvent(PublisherError):
 
 
 class AmbiguousHeader(PublisherError):
-    """A header came twice, perhaps in two spellings: nobody can say which of them is meant."""
+    """A header came twice, perhaps in two spellings: nobody can say which of them is meant.
+
+    :ivar header: its name.
+    """
 
     def __init__(self, header: str) -> None:
         super().__init__(f"{header} was sent more than once, in one spelling or in several.")
+        self.header = header
+
+
+class InvalidHeader(PublisherError):
+    """A forwarded header of the request is not text that a record can carry.
+
+    :ivar header: its name.
+    """
+
+    def __init__(self, header: str, reason: str) -> None:
+        super().__init__(f"{header} {reason}")
+        self.header = header
 
 
 class StorageExhausted(PublisherError):

@@ -48,6 +48,10 @@ class OddTime(InvalidEvent):
     """The event's time is too long ago, or too far ahead."""
 
 
+#: The codes of problems that are more than an invalid field.
+_CODES = {NotAllowed: "service-not-allowed", OddTime: "odd-time"}
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What is said of one event: its id, if it had one, and its outcome."""
@@ -153,22 +157,28 @@ def problem_of(outcome: Outcome) -> Problem:
     """The answer to a request whose only event, or whose every event, was rejected like this."""
     error = outcome.error
     if isinstance(error, (TooLarge, RecordTooLarge)):
-        return Problem(413, str(error), reason="too_large")
+        return Problem(413, str(error), field="", reason="too_large")
     if isinstance(error, NotJson):
-        return Problem(400, f"The body is not JSON: {error.reason}")
+        return Problem(400, f"The body is not JSON: {error.reason}", code="not-json", field="")
     if isinstance(error, InvalidEvent):
-        return Problem(422, error.reason, field=error.field)
+        return Problem(422, error.reason, code=_CODES.get(type(error), ""), field=error.field)
     if isinstance(error, Backpressure):
         return Problem(
             429, "Too much is waiting to be stored. Try again later.", retry_after=RETRY_AFTER
         )
     if isinstance(error, StorageExhausted):
         return Problem(
-            503, "No durable place takes events now. Try again later.", retry_after=RETRY_AFTER
+            503,
+            "No durable place takes events now. Try again later.",
+            code="no-storage",
+            retry_after=RETRY_AFTER,
         )
     if isinstance(error, RegistryError):
         return Problem(
-            503, "The event's schema is not known yet. Try again later.", retry_after=RETRY_AFTER
+            503,
+            "The event's schema is not known yet. Try again later.",
+            code="schema-unknown",
+            retry_after=RETRY_AFTER,
         )
     return Problem(422, str(error), field="")
 
@@ -177,6 +187,6 @@ def error_of(outcome: Outcome) -> dict[str, str] | None:
     """The `error` member of one item of a batch's answer."""
     if outcome.status != "rejected":
         return None
-    if isinstance(outcome.error, InvalidEvent):
-        return {"field": outcome.error.field, "reason": outcome.error.reason}
-    return {"field": "", "reason": problem_of(outcome).detail}
+    problem = problem_of(outcome)
+    reason = outcome.error.reason if isinstance(outcome.error, InvalidEvent) else problem.detail
+    return {"field": problem.field or "", "reason": reason, "code": problem.kind.code}

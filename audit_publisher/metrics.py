@@ -38,6 +38,13 @@ REJECTED = Counter(
     "no_schema (the registry has to answer once).",
     ["reason"],
 )
+HEADERS_LEFT_OUT = Counter(
+    "audit_publisher_headers_left_out_total",
+    "Values in events' own headers that records do not carry as a header beside them, for they "
+    "are too long or hold control characters; the events keep them. Many: an audited service's "
+    "callers, or a proxy before it, send odd values.",
+    ["header"],
+)
 REQUESTS = Counter(
     "audit_publisher_requests_total",
     "Answers by operation and HTTP status. Many 401: see audit_publisher_signatures_total.",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from django.http import HttpResponse
+
+from .problem_kinds import document, kind_of
+
+CONTENT_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
@@ -14,7 +17,9 @@ class Problem(Exception):
 
     :param status: HTTP status.
     :param detail: a sentence for the sender: what is wrong, and what to do.
-    :param field: the field at fault, if there is one.
+    :param code: which of the KINDS it is; without it, what the status or the reason says.
+    :param field: the body's field at fault, if there is one; "" is the body as a whole.
+    :param header: the request header at fault, if there is one.
     :param retry_after: seconds after which the same request may be sent again; None: never.
     :param headers: further response headers.
     :param reason: label for metrics.
@@ -25,7 +30,9 @@ class Problem(Exception):
         status: int,
         detail: str,
         *,
+        code: str = "",
         field: str | None = None,
+        header: str | None = None,
         retry_after: int | None = None,
         headers: dict[str, str] | None = None,
         reason: str = "",
@@ -33,36 +40,42 @@ class Problem(Exception):
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.kind = kind_of(status, code, reason)
         self.field = field
+        self.header = header
         self.retry_after = retry_after
         self.headers = headers or {}
         self.reason = reason
 
     def document(self) -> dict[str, Any]:
         """The answer's body."""
-        body: dict[str, Any] = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-            "retryable": self.retry_after is not None,
-        }
-        if self.field is not None:
-            body["error"] = {"field": self.field, "reason": self.detail}
-        return body
+        return document(
+            self.kind,
+            self.detail,
+            status=self.status,
+            retryable=self.retry_after is not None,
+            field=self.field,
+            header=self.header,
+        )
 
     def response(self) -> HttpResponse:
         """The answer."""
         response = HttpResponse(
             msgspec.json.encode(self.document()),
             status=self.status,
-            content_type="application/problem+json",
+            content_type=CONTENT_TYPE,
         )
         if self.retry_after is not None:
             response["Retry-After"] = str(self.retry_after)
         for name, value in self.headers.items():
             response[name] = value
         return response
+
+
+def not_allowed(*methods: str) -> Problem:
+    """The path has no such method, but these."""
+    allowed = ", ".join(methods)
+    return Problem(405, f"Use {allowed}.", headers={"Allow": allowed})
 
 
 def answer(body: Any, status: int = 200) -> HttpResponse:

@@ -18,7 +18,7 @@ from audit_logging.spool import Record
 from . import routing
 from .exceptions import InvalidEvent
 from .names import CONTROL
-from .serializers import decode_with, is_epoch_seconds
+from .serializers import check_service_name, decode_with, is_epoch_seconds
 
 #: The header that tells such a record from an event, always the first one; its value names the
 #: kind. Events never carry it: what is forwarded with them is a closed list.
@@ -107,6 +107,7 @@ def parse_producer_record(data: bytes) -> ProducerRecord:
     for name in ("service_name", "producer_epoch", "host"):
         if CONTROL.search(getattr(record, name)):
             raise InvalidEvent(name, "it holds a control character")
+    check_service_name(record.service_name)
     for name in ("started_at", "at"):
         if not is_epoch_seconds(getattr(record, name)):
             raise InvalidEvent(name, "it is not a time in epoch seconds, 1970 to 2200")

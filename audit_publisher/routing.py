@@ -11,9 +11,10 @@ from django.db import close_old_connections
 from audit_logging.background import Snapshot
 from audit_logging.spool import Header, Record
 
+from . import metrics
 from .codec import frame
 from .conf import PublisherSettings, conf
-from .exceptions import AmbiguousHeader, InvalidEvent
+from .exceptions import AmbiguousHeader, InvalidEvent, InvalidHeader
 from .names import CONTROL, header_key
 from .serializers import LogEvent, to_avro
 
@@ -92,7 +93,8 @@ def topics() -> tuple[str, ...]:
 
 
 def record_key(service_name: str, endpoint_name: str) -> bytes:
-    """The record's key: one service's endpoint stays in one partition, in order."""
+    """The record's key: one service's endpoint stays in one partition, in order. What is before
+    the first slash is the service, for its name has none."""
     return f"{service_name}/{endpoint_name}".encode()
 
 
@@ -102,7 +104,7 @@ def http_headers(meta: Mapping[str, Any], consumer_id: str = "") -> dict[str, st
     :param consumer_id: who sent the request, as authenticated; the header of that name is not
         believed, for its other spellings are not signed.
     :raises AmbiguousHeader: two headers mean the same thing.
-    :raises InvalidEvent: the site header is not text that can be routed by.
+    :raises InvalidHeader: a value is not text that a record can carry.
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
@@ -112,26 +114,29 @@ def http_headers(meta: Mapping[str, Any], consumer_id: str = "") -> dict[str, st
         key = header_key(name[5:])
         if key not in _BY_KEY:
             continue
-        # One name that came twice arrives as one value, joined by a comma.
-        if key in seen or (key == _SITE and "," in raw):
+        # One name that came twice, or in two spellings, arrives as one value, joined by a comma.
+        if key in seen or "," in raw:
             raise AmbiguousHeader(_BY_KEY[key])
         seen.add(key)
-        if key == _CONSUMER:
-            continue
-        try:
-            # WSGI decodes the bytes of a header as Latin-1, whatever they are.
-            value = raw.encode("latin-1").decode().strip()
-        except UnicodeError:
-            value = None
-        if value is None or not _forwardable(value):
-            if key == _SITE:
-                raise InvalidEvent(SITE_HEADER, "the header's value is not usable text")
-            continue
-        if value:
+        value = _header_text(_BY_KEY[key], raw)
+        if value and key != _CONSUMER:
             found[key] = value
     if consumer_id:
-        found[_CONSUMER] = consumer_id
+        found[_CONSUMER] = _header_text(CONSUMER_HEADER, consumer_id)
     return found
+
+
+def _header_text(name: str, raw: str) -> str:
+    try:
+        # WSGI decodes the bytes of a header as Latin-1, whatever they are.
+        value = raw.encode("latin-1").decode().strip(" \t")
+    except UnicodeError as error:
+        raise InvalidHeader(name, "is not UTF-8.") from error
+    if CONTROL.search(value):
+        raise InvalidHeader(name, "holds a control character.")
+    if len(raw) > MAX_HEADER_BYTES:
+        raise InvalidHeader(name, f"has {len(raw):,} bytes; {MAX_HEADER_BYTES} are allowed.")
+    return value
 
 
 def _forwardable(value: str) -> bool:
@@ -153,7 +158,7 @@ def to_record(event: LogEvent, http: Mapping[str, str], now: int) -> tuple[str, 
             own[key] = value.strip()
     site = (event.site_id or "").strip() or own.get(_SITE) or http.get(_SITE)
     if site and not _forwardable(site):
-        where = "site_id" if event.site_id else "headers"
+        where = "site_id" if event.site_id else f"headers.{SITE_HEADER}"
         raise InvalidEvent(where, "the site id is too long or holds a control character")
     consumer = (event.consumer_id or "").strip() or own.get(_CONSUMER)
     values = {**http, **{key: value for key, value in own.items() if value}}
@@ -162,12 +167,17 @@ def to_record(event: LogEvent, http: Mapping[str, str], now: int) -> tuple[str, 
         values.pop(TRACE, None)
     values[_SITE] = site or ""
     values[_CONSUMER] = consumer or http.get(_CONSUMER, "")
-    headers: list[Header] = [
-        (name, values[key].encode())
-        for key, name in _BY_KEY.items()
-        # An odd value stays in the event's own headers; it is only not used for routing.
-        if values.get(key) and _forwardable(values[key])
-    ]
+    headers: list[Header] = []
+    for key, name in _BY_KEY.items():
+        carried = values.get(key)
+        if not carried:
+            continue
+        if _forwardable(carried):
+            headers.append((name, carried.encode()))
+        else:
+            # The audited service's caller chose it. It stays in the event's own headers: who
+            # sends odd headers must not be able to keep a request out of the audit log.
+            metrics.HEADERS_LEFT_OUT.labels(name).inc()
     request_id = str(event.request_id)
     headers.append((REQUEST_ID_HEADER, request_id.encode()))
     topic = topic_for(event.service_name)

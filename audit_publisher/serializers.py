@@ -143,12 +143,19 @@ def _check(event: LogEvent) -> None:
         value = getattr(event, name)
         if value is not None and CONTROL.search(value):
             raise InvalidEvent(name, "it holds a control character")
+    check_service_name(event.service_name)
     for name in ("request_ts", "response_ts"):
         value = getattr(event, name)
         # A response may precede its request: clocks step back.
         if not is_epoch_seconds(value):
             hint = ": it looks like milliseconds, send seconds" if value > _LATEST else ""
             raise InvalidEvent(name, f"it is not a time in epoch seconds, 1970 to 2200{hint}")
+
+
+def check_service_name(name: str) -> None:
+    """Raise InvalidEvent if a service's name would not come out of a record's key again."""
+    if "/" in name:
+        raise InvalidEvent("service_name", "it holds a slash")
 
 
 def is_epoch_seconds(value: int | float) -> bool:

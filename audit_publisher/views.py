@@ -24,10 +24,10 @@ from . import contract, metrics
 from .authentication import SignatureAuthentication
 from .body import read_body
 from .conf import PublisherSettings, conf
-from .exceptions import AmbiguousHeader, InvalidEvent
+from .exceptions import AmbiguousHeader, InvalidHeader
 from .flags import Board, FlagsCache, matches
 from .intake import Result, error_of, problem_of, take
-from .problems import Problem, answer
+from .problems import Problem, answer, not_allowed
 from .routing import TRACE, http_headers
 from .serializers import split_array
 
@@ -78,8 +78,7 @@ class PublisherView(APIView):
     def handle_exception(self, exc: Exception) -> Any:
         """Turn every exception into problem details."""
         if isinstance(exc, MethodNotAllowed):
-            allowed = ", ".join(name.upper() for name in self.http_method_names)
-            exc = Problem(405, f"Use {allowed}.", headers={"Allow": allowed})
+            exc = not_allowed(*(name.upper() for name in self.http_method_names))
         if not isinstance(exc, Problem):
             logger.exception("%s failed", self.operation, exc_info=exc)
             exc = Problem(500, "The publisher failed. Its log says why.", retry_after=30)
@@ -91,9 +90,13 @@ def _content_type(request: Request, *allowed: str) -> str:
     essence = essence.strip().lower()
     charset = parameters.lower().partition("charset=")[2].strip(" \"'")
     if essence not in allowed:
-        raise Problem(415, f"Send {' or '.join(allowed)}, not {essence[:100] or 'nothing'}.")
+        raise Problem(
+            415,
+            f"Send {' or '.join(allowed)}, not {essence[:100] or 'nothing'}.",
+            header="Content-Type",
+        )
     if charset not in {"", "utf-8", "utf8"}:
-        raise Problem(415, "Send UTF-8.")
+        raise Problem(415, "Send UTF-8.", header="Content-Type")
     return essence
 
 
@@ -103,9 +106,9 @@ def _take(
     try:
         http = http_headers(request.META, request.user.consumer_id)
     except AmbiguousHeader as error:
-        raise Problem(400, str(error)) from error
-    except InvalidEvent as error:
-        raise Problem(422, error.reason, field=error.field) from error
+        raise Problem(400, str(error), code="ambiguous-header", header=error.header) from error
+    except InvalidHeader as error:
+        raise Problem(422, str(error), code="invalid-header", header=error.header) from error
     if batch:
         # That of the delivery, which says nothing of the events in it.
         http.pop(TRACE, None)
@@ -173,12 +176,15 @@ class BatchView(PublisherView):
             try:
                 events = split_array(body)
             except ValueError as error:
-                raise Problem(400, str(error)) from error
+                raise Problem(400, str(error), code="not-json", field="") from error
         else:
             events = [line for line in body.split(b"\n") if line.strip()]
         if len(events) > conf.MAX_BATCH_EVENTS:
             raise Problem(
-                413, f"{len(events):,} events; {conf.MAX_BATCH_EVENTS:,} are allowed in one batch."
+                413,
+                f"{len(events):,} events; {conf.MAX_BATCH_EVENTS:,} are allowed in one batch.",
+                code="too-many-events",
+                field="",
             )
         results = _take(request, events, batch=True)
         if results and all(result.outcome.retryable for result in results):

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from audit_publisher import codec, routing
-from audit_publisher.exceptions import AmbiguousHeader, InvalidEvent
+from audit_publisher.exceptions import AmbiguousHeader, InvalidEvent, InvalidHeader
 from audit_publisher.models import TopicRoute
+from audit_publisher.names import CONTROL, header_key
 from audit_publisher.testing import make_event, make_record
 
 
@@ -78,13 +80,26 @@ def test_without_a_site_there_is_no_header() -> None:
 def test_a_site_that_cannot_be_routed_by_is_refused(value: str) -> None:
     with pytest.raises(InvalidEvent) as caught:
         make_record(make_event(site_id=None, headers={"wm-site-id": value}))
-    assert caught.value.field == "headers"
+    assert caught.value.field == "headers.wm-site-id"
 
 
-def test_another_odd_header_stays_in_the_event_alone() -> None:
-    record = make_record(make_event(headers={"wm_qos.correlation_id": "x" * 300}))
-    assert "wm_qos.correlation_id" not in dict(record.headers)
-    assert codec.decode(record.value)["headers"] == {"wm-qos.correlation-id": "x" * 300}
+def left_out(name: str) -> float:
+    labels = {"header": name}
+    return REGISTRY.get_sample_value("audit_publisher_headers_left_out_total", labels) or 0.0
+
+
+@pytest.mark.parametrize("value", ["x" * 300, "a\x00b", "a\u202eb"])
+@pytest.mark.parametrize("name", ["wm_qos.correlation_id", "wm_svc.name", "traceparent"])
+def test_an_odd_header_keeps_no_request_out_of_the_log(name: str, value: str) -> None:
+    """Callers of an audited service choose these values; and what the delivery says of itself
+    does not take their place."""
+    before = left_out(name)
+    http = {header_key(name): "of-the-delivery"}
+    record = make_record(make_event(headers={name: value}, trace_id=None), http=http)
+    assert name not in dict(record.headers)
+    kept = codec.decode(record.value)["headers"]
+    assert kept == {name.replace("_", "-"): value}
+    assert left_out(name) == before + 1
 
 
 @given(
@@ -113,13 +128,55 @@ def test_who_sent_it_is_not_taken_from_a_header() -> None:
     assert found == {"wm-consumer-id": "sender"}
 
 
-@given(st.binary(max_size=300))
-def test_any_site_header_makes_text_or_a_reason(raw: bytes) -> None:
+#: As HTTP spells what a record spells with underscores and dots.
+_META = {name: "HTTP_" + name.upper().replace("-", "_") for name in routing.FORWARDED}
+
+
+@given(st.sampled_from(routing.FORWARDED), st.binary(max_size=300))
+def test_any_header_of_a_request_makes_text_or_a_reason(name: str, raw: bytes) -> None:
     try:
-        found = routing.http_headers({"HTTP_WM_SITE_ID": raw.decode("latin-1")})
-    except (InvalidEvent, AmbiguousHeader):
+        found = routing.http_headers({_META[name]: raw.decode("latin-1")}, "sender")
+    except (InvalidHeader, AmbiguousHeader) as error:
+        refused = error.header
+    else:
+        refused = ""
+    if refused:
+        assert refused == name
         return
-    assert not any(ord(character) < 32 for character in found.get("wm-site-id", ""))
+    value = found.get(header_key(name), "")
+    assert not CONTROL.search(value)
+    assert value == ("sender" if name == "wm_consumer.id" else raw.decode().strip(" \t"))
+
+
+@pytest.mark.parametrize("name", routing.FORWARDED)
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("\xff\xfe", "is not UTF-8"),
+        ("a\x00b", "control character"),
+        ("a\tb", "control character"),
+        ("\xe2\x80\xae4071", "control character"),
+        ("x" * 257, "257 bytes"),
+    ],
+)
+def test_a_header_that_no_record_can_carry_is_named(name: str, value: str, reason: str) -> None:
+    with pytest.raises(InvalidHeader, match=reason) as caught:
+        routing.http_headers({_META[name]: value}, "sender")
+    assert caught.value.header == name
+    if name == "wm_consumer.id":
+        with pytest.raises(InvalidHeader, match=reason):
+            routing.http_headers({}, value)
+
+
+@pytest.mark.parametrize("name", routing.FORWARDED)
+def test_a_value_that_a_server_merged_is_refused(name: str) -> None:
+    with pytest.raises(AmbiguousHeader, match=name):
+        routing.http_headers({_META[name]: "a, b"})
+
+
+def test_text_of_other_scripts_arrives() -> None:
+    raw = "équipe-京".encode().decode("latin-1")
+    assert routing.http_headers({"HTTP_WM_SVC.NAME": raw}) == {"wm-svc-name": "équipe-京"}
 
 
 @pytest.mark.django_db
@@ -135,6 +192,18 @@ def test_topic_routes_in_the_admin_decide() -> None:
 
 def test_key() -> None:
     assert make_record(make_event(endpoint_name="/a/b", service_name="s")).key == b"s/a/b"
+    assert make_record(make_event(endpoint_name="", service_name="s")).key == b"s/"
+
+
+@given(st.text(min_size=1, max_size=20), st.text(max_size=20))
+def test_the_key_names_one_service_and_endpoint(service: str, endpoint: str) -> None:
+    try:
+        event = make_event(service_name=service, endpoint_name=endpoint)
+        record = make_record(event)
+    except (InvalidEvent, UnicodeEncodeError):
+        return
+    key = (record.key or b"").decode()
+    assert key.partition("/")[::2] == (service, endpoint.lstrip("/"))
 
 
 THE_EVENTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

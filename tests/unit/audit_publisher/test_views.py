@@ -110,6 +110,7 @@ def test_deep_nesting(api: Client) -> None:
         ("response_code", 200.5, "expected int"),
         ("service_name", "", "length"),
         ("service_name", "a\nb", "control character"),
+        ("service_name", "a/b", "slash"),
         ("request_id", "123", "invalid UUID"),
         ("request_id", None, "got null"),
         ("request_ts", True, "got bool"),
@@ -367,7 +368,8 @@ def test_a_site_header_that_came_twice(api: Client) -> None:
 def test_a_site_header_that_is_no_text(api: Client) -> None:
     for value in ("\xff\xfe", "x" * 300):
         response = post(api, URL, make_event(), **{"HTTP_WM_SITE_ID": value})
-        assert problem(response, 422)["error"]["field"] == "wm-site-id"
+        document = problem(response, 422)
+        assert (document["code"], document["error"]["header"]) == ("invalid-header", "wm-site-id")
 
 
 def test_flags_are_handed_out_with_an_etag(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
