@@ -14,6 +14,7 @@ from django.utils.html import format_html
 from django.views.decorators.http import require_GET, require_http_methods
 
 from . import what_if
+from .changes_admin import WatchedAdmin
 from .models import CaptureFlags, EndpointRule
 from .overview import Overview, overviews
 
@@ -28,9 +29,11 @@ class EndpointRuleInline(admin.TabularInline):
 
 
 @admin.register(CaptureFlags)
-class CaptureFlagsAdmin(admin.ModelAdmin):
+class CaptureFlagsAdmin(WatchedAdmin):
     """Flags that act in every process of the service within 5 seconds."""
 
+    # By its name: with the reason for a change, and with who has taken it up.
+    change_form_template = "admin/audit_logging/captureflags/change_form.html"
     list_display = [
         "service_name", "enabled", "response_bodies", "uptake", "sample_rate", "max_body_bytes",
         "rule_count", "updated_at",

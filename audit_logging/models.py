@@ -9,11 +9,12 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 
+from .changes import Watched
 from .dead_letters import DeadLetter as DeadLetter
 from .patterns import RuleError, compile_pattern
 
 
-class CaptureFlags(models.Model):
+class CaptureFlags(Watched):
     """Whether and how one service is captured. Takes effect in every process within 5 s."""
 
     EVERY_SERVICE = "*"
@@ -71,7 +72,7 @@ class CaptureFlags(models.Model):
         }
 
 
-class EndpointRule(models.Model):
+class EndpointRule(Watched):
     """What is recorded of requests to some paths; the first rule that matches decides."""
 
     class Match(models.TextChoices):

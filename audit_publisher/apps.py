@@ -11,7 +11,8 @@ class AuditPublisherConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks  # noqa: F401
+        from . import checks, trail  # noqa: F401
         from .conf import conf
 
+        trail.connect()
         conf.enforce()

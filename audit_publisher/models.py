@@ -8,7 +8,13 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
 
+from audit_logging.changes import Watched
+
+from .control_models import PublisherProcess as PublisherProcess
+from .control_models import RegionWish as RegionWish
+from .control_models import SpoolPage as SpoolPage
 from .names import CONTROL, check_topic_name
+from .trail import TrailLine as TrailLine
 
 
 def validate_topic(name: str) -> None:
@@ -38,7 +44,7 @@ def validate_public_key(pem: str) -> None:
         raise ValidationError(str(error)) from error
 
 
-class Consumer(models.Model):
+class Consumer(Watched):
     """Somebody who publishes events: a service with its key, named by WM_CONSUMER.ID."""
 
     class Enforcement(models.TextChoices):
@@ -87,7 +93,7 @@ class Consumer(models.Model):
         return frozenset(line for line in lines if line)
 
 
-class ConsumerKey(models.Model):
+class ConsumerKey(Watched):
     """One version of a consumer's public key; several may be valid while keys are rotated."""
 
     consumer = models.ForeignKey(Consumer, on_delete=models.CASCADE, related_name="keys")
@@ -125,6 +131,10 @@ class ConsumerKey(models.Model):
     def __str__(self) -> str:
         return f"{self.consumer} key {self.key_version}"
 
+    def told(self, name: str, value: Any) -> Any:
+        """A key is told by its fingerprint."""
+        return f"SHA-256 {self.fingerprint}" if name == "public_key" else value
+
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save; a text that is not a key is refused here too, not only in the admin."""
         self.public_key = self.public_key.strip() + "\n"
@@ -156,7 +166,7 @@ class ConsumerKey(models.Model):
         return "valid"
 
 
-class TopicRoute(models.Model):
+class TopicRoute(Watched):
     """Sends one service's events to a topic of its own."""
 
     service_name = models.CharField(

@@ -7,6 +7,8 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 
+from audit_logging.changes_admin import WatchedAdmin
+
 from ..models import Consumer, ConsumerKey, TopicRoute
 
 
@@ -19,7 +21,7 @@ class ConsumerKeyInline(admin.StackedInline):
 
 
 @admin.register(Consumer)
-class ConsumerAdmin(admin.ModelAdmin):
+class ConsumerAdmin(WatchedAdmin):
     """Who publishes."""
 
     list_display = ("consumer_id", "name", "active", "enforcement", "allowed_services", "key_list")
@@ -57,7 +59,7 @@ class ConsumerAdmin(admin.ModelAdmin):
 
 
 @admin.register(ConsumerKey)
-class ConsumerKeyAdmin(admin.ModelAdmin):
+class ConsumerKeyAdmin(WatchedAdmin):
     """Public keys of all consumers."""
 
     list_display = ("consumer", "key_version", "state", "not_before", "not_after", "short_print")
@@ -97,7 +99,7 @@ class ConsumerKeyAdmin(admin.ModelAdmin):
 
 
 @admin.register(TopicRoute)
-class TopicRouteAdmin(admin.ModelAdmin):
+class TopicRouteAdmin(WatchedAdmin):
     """Which service has a topic of its own."""
 
     list_display = ("service_name", "topic", "enabled")
