@@ -21,9 +21,10 @@ from .exceptions import (
     RegistryError,
     StorageExhausted,
 )
+from .outcome import Outcome
 from .problems import Problem
 from .producer_records import is_producer_record, parse_producer_record
-from .publish import Outcome, get_publisher
+from .publish import get_publisher
 from .serializers import micros, parse_event, request_id_of
 
 #: Seconds after which a sender should try again.

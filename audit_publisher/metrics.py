@@ -5,6 +5,9 @@ received = published + spooled + rejected, always. They count producer records l
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 from prometheus_client import Counter, Gauge, Histogram
 
 RECEIVED = Counter(
@@ -98,3 +101,15 @@ DRAIN_REFUSED = Counter(
     "audit_publisher_spool_refused_total",
     "Spooled records that the event log refuses for good; kept in the spool's stream #refused.",
 )
+
+
+@cache
+def published(region: str) -> Any:
+    """PUBLISHED of a region; a look-up of labels takes longer than to count."""
+    return PUBLISHED.labels(region)
+
+
+@cache
+def append_seconds(region: str) -> Any:
+    """APPEND_SECONDS of a region."""
+    return APPEND_SECONDS.labels(region)

@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any
+from zlib import crc32
 
 from django.core.signals import setting_changed
 
@@ -18,36 +20,14 @@ from . import eventlog, metrics, routing
 from .breaker import Breaker
 from .conf import PublisherSettings, conf
 from .eventlog import EventLog, Receipt
-from .exceptions import (
-    Backpressure,
-    EventLogError,
-    PublisherError,
-    RecordRejected,
-    RecordTooLarge,
-    RegionUnavailable,
-    StorageExhausted,
-    UnknownTopic,
-)
+from .eventlog.base import Errors
+from .exceptions import EventLogError, RecordRejected, RegionUnavailable, UnknownTopic
+from .outcome import Outcome
 from .spool import Spool
+from .spool_writer import SpoolWriter
+from .ways import Tell, Way
 
 logger = logging.getLogger(__name__)
-
-Status = Literal["published", "spooled", "rejected"]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one record.
-
-    :ivar region: where it is, when it is published.
-    :ivar retryable: whether sending it again can help, when it is rejected.
-    :ivar error: why it is rejected.
-    """
-
-    status: Status
-    region: str | None = None
-    retryable: bool = False
-    error: PublisherError | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +45,8 @@ class Publisher:
     :param regions: names of the regions, in the order they are tried.
     :param open_region: returns the event log of a region; called for each use.
     :param topics: returns every topic that must exist.
+    :param order: returns those regions that take traffic now, in the order they are tried.
+    :param spread: whether all regions take a share of the traffic, each the first for some keys.
     """
 
     def __init__(
@@ -74,6 +56,8 @@ class Publisher:
         *,
         open_region: Callable[[str], EventLog] = eventlog.get_region,
         topics: Callable[[], Sequence[str]] = routing.topics,
+        order: Callable[[Sequence[str]], tuple[str, ...]] = tuple,
+        spread: bool = False,
         cooldown: float = 2.0,
         interval: float = 2.0,
         drain_batch: int = 500,
@@ -84,6 +68,10 @@ class Publisher:
         self.states: dict[str, RegionState] = {}
         self._open_region = open_region
         self._topics = topics
+        self._order = order
+        self._spread = spread
+        self.writer = SpoolWriter(spool)
+        self.outcomes = {name: Outcome("published", name) for name in self.regions}
         self._interval = interval
         self._drain_batch = drain_batch
         self._clock = clock
@@ -98,16 +86,92 @@ class Publisher:
         Takes no longer than one delivery timeout for each region that was not yet known to be
         dead.
         """
+        told: list[list[Outcome]] = []
+        there = threading.Event()
+
+        def tell(outcomes: list[Outcome]) -> None:
+            told.append(outcomes)
+            there.set()
+
+        self.submit(items, tell)
+        there.wait()
+        return told[0]
+
+    def submit(self, items: Sequence[tuple[str, Record]], tell: Tell) -> None:
+        """Make each (topic, record) durable without waiting.
+
+        :param tell: called once with the outcomes, in order, on whatever thread brings the last
+            news, possibly before this returns.
+        """
         self.start()
-        outcomes: list[Outcome | None] = [None] * len(items)
-        by_topic: dict[str, list[int]] = {}
-        for index, (topic, _) in enumerate(items):
-            by_topic.setdefault(topic, []).append(index)
-        for topic, indexes in by_topic.items():
+        if not items:
+            tell([])
+            return
+        groups = self._groups(items)
+        if len(groups) == 1:
+            ((topic, regions),) = groups
+            Way(self, topic, [record for _, record in items], regions, tell).go_on()
+            return
+        together = _Together(len(items), len(groups), tell)
+        for (topic, regions), indexes in groups.items():
             records = [items[index][1] for index in indexes]
-            for index, outcome in zip(indexes, self._publish(topic, records), strict=True):
-                outcomes[index] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+            Way(self, topic, records, regions, partial(together.tell, indexes)).go_on()
+
+    def _groups(
+        self, items: Sequence[tuple[str, Record]]
+    ) -> dict[tuple[str, tuple[str, ...]], list[int]]:
+        """What goes the same way: the items' indexes by topic and regions, in order."""
+        regions = self._order(self.regions)
+        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        if not self._spread or len(regions) < 2:
+            for index, (topic, _) in enumerate(items):
+                groups.setdefault((topic, regions), []).append(index)
+            return groups
+        orders = [regions[n:] + regions[:n] for n in range(len(regions))]
+        for index, (topic, record) in enumerate(items):
+            # By key: what must stay in order stays in one region, as long as that is there.
+            order = orders[crc32(record.key or b"") % len(orders)]
+            groups.setdefault((topic, order), []).append(index)
+        return groups
+
+    def allows(self, region: str, topic: str) -> bool:
+        """Whether a request may try this topic in this region."""
+        return self._breaker.allows(region, topic)
+
+    def submit_to(
+        self, region: str, topic: str, records: Sequence[Record], done: Callable[[Errors], None]
+    ) -> None:
+        """Append to one region without waiting; a client that cannot be made is a region down."""
+        try:
+            log = self._open_region(region)
+        except Exception as error:  # noqa: BLE001
+            failure = RegionUnavailable(f"{region}: {error}")
+            done(dict.fromkeys(range(len(records)), failure))
+            return
+        log.submit(topic, records, done)
+
+    def heard(self, region: str, topic: str, errors: Errors, count: int) -> None:
+        """Remember what a region did with `count` records."""
+        if errors:
+            for error in errors.values():
+                if isinstance(error, RegionUnavailable):
+                    self._give_up(region, topic, error)
+                    return
+        if count > len(errors):
+            self._breaker.succeeded(region, topic)
+
+    def drive(self) -> int:
+        """Serve, from the caller's thread, what regions have ready; see EventLog.drive.
+
+        :return: how many submissions are still open.
+        """
+        opened = 0
+        for region in self.regions:
+            try:
+                opened += self._open_region(region).drive()
+            except Exception:  # noqa: BLE001, S112  (the upkeep says what is wrong with it)
+                continue
+        return opened
 
     def start(self) -> None:
         """Start this process's background work: probing regions and draining the spool."""
@@ -116,45 +180,6 @@ class Publisher:
     def stop(self, timeout: float = 5.0) -> bool:
         """End the background work; return whether it ended in time."""
         return self._loop.stop(timeout)
-
-    def _publish(self, topic: str, records: Sequence[Record]) -> list[Outcome]:
-        outcomes: dict[int, Outcome] = {}
-        pending = list(range(len(records)))
-        reason = "region_unavailable"
-        for region in self.regions:
-            if not pending or reason == "backpressure":
-                break
-            if not self._breaker.allows(region, topic):
-                continue
-            receipts = self._append(region, topic, [records[index] for index in pending])
-            waiting = []
-            published = 0
-            for index, receipt in zip(pending, receipts, strict=True):
-                if receipt.error is None:
-                    outcomes[index] = Outcome("published", region)
-                    published += 1
-                elif isinstance(receipt.error, RecordRejected):
-                    large = isinstance(receipt.error, RecordTooLarge)
-                    metrics.REJECTED.labels("too_large" if large else "refused_by_log").inc()
-                    outcomes[index] = Outcome("rejected", error=receipt.error)
-                else:
-                    # Too much in flight is no reason to try another region: the disk takes it.
-                    if isinstance(receipt.error, Backpressure):
-                        reason = "backpressure"
-                    elif isinstance(receipt.error, UnknownTopic):
-                        reason = "unknown_topic"
-                    waiting.append(index)
-            if published:
-                metrics.PUBLISHED.labels(region).inc(published)
-            pending = waiting
-        if pending:
-            for index, outcome in zip(
-                pending,
-                self._spool(topic, [records[index] for index in pending], reason),
-                strict=True,
-            ):
-                outcomes[index] = outcome
-        return [outcomes[index] for index in range(len(records))]
 
     def _append(self, region: str, topic: str, records: Sequence[Record]) -> list[Receipt]:
         started = time.perf_counter()
@@ -166,12 +191,9 @@ class Publisher:
                 logger.exception("Region %s failed in an unexpected way.", region)
             failure = RegionUnavailable(f"{region}: {error}")
             receipts = [Receipt(error=failure)] * len(records)
-        metrics.APPEND_SECONDS.labels(region).observe(time.perf_counter() - started)
-        failures = [each.error for each in receipts if isinstance(each.error, RegionUnavailable)]
-        if failures:
-            self._give_up(region, topic, failures[0])
-        elif any(each.error is None for each in receipts):
-            self._breaker.succeeded(region, topic)
+        metrics.append_seconds(region).observe(time.perf_counter() - started)
+        errors = {n: each.error for n, each in enumerate(receipts) if each.error is not None}
+        self.heard(region, topic, errors, len(records))
         return receipts
 
     def _give_up(self, region: str, topic: str, error: RegionUnavailable) -> None:
@@ -181,17 +203,6 @@ class Publisher:
             metrics.FAILOVERS.labels(region, cause).inc()
             metrics.REGION_UP.labels(region).set(0)
             logger.error("Region %s takes nothing for now: %s", region, error)
-
-    def _spool(self, topic: str, records: Sequence[Record], reason: str) -> list[Outcome]:
-        try:
-            self.spool.append(topic, records)
-        except StorageExhausted as error:
-            busy = reason == "backpressure"
-            metrics.REJECTED.labels("backpressure" if busy else "no_storage").inc(len(records))
-            failure: PublisherError = Backpressure(str(error)) if busy else error
-            return [Outcome("rejected", retryable=True, error=failure)] * len(records)
-        metrics.SPOOLED.labels(reason).inc(len(records))
-        return [Outcome("spooled")] * len(records)
 
     # -- in the background ----------------------------------------------------------------
 
@@ -275,6 +286,26 @@ class Publisher:
                 # The only region, or one that is merely busy: later. Else the next region, now.
                 break
         return moved
+
+
+class _Together:
+    """Several ways of one request: it is told when the last has ended."""
+
+    def __init__(self, count: int, ways: int, tell: Tell) -> None:
+        self._outcomes: list[Outcome | None] = [None] * count
+        self._left = ways
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def tell(self, indexes: Sequence[int], outcomes: list[Outcome]) -> None:
+        """One way has ended."""
+        for index, outcome in zip(indexes, outcomes, strict=True):
+            self._outcomes[index] = outcome
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        self._tell([outcome for outcome in self._outcomes if outcome is not None])
 
 
 _publisher: Publisher | None = None

@@ -6,15 +6,36 @@ Kafka is the production backend, a local SQLite file the embedded one; both pass
 
 from __future__ import annotations
 
+import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from audit_logging.spool import Record, StoredRecord
 
-from ..exceptions import EventLogError, UnknownTopic
+from ..exceptions import EventLogError, RegionUnavailable, UnknownTopic
 
-__all__ = ["EventLog", "Limits", "Receipt", "Record", "StoredRecord", "TopicFacts"]
+__all__ = ["Errors", "EventLog", "Limits", "Receipt", "Record", "StoredRecord", "TopicFacts"]
+
+logger = logging.getLogger(__name__)
+
+#: Why records are not durable, by their index; the others are.
+Errors = Mapping[int, EventLogError]
+
+#: Threads for event logs that can only be waited for.
+_WAITING_THREADS = 8
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool() -> ThreadPoolExecutor:
+    """This process's threads; a fork has none of its parent's."""
+    found = _pools.get(os.getpid())
+    if found is None:
+        made = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="audit append")
+        found = _pools.setdefault(os.getpid(), made)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +102,37 @@ class EventLog(ABC):
         Records with the same key go to the same partition, in order. Never raises for a record's
         fate; that is in its receipt.
         """
+
+    def submit(self, topic: str, records: Sequence[Record], done: Callable[[Errors], None]) -> None:
+        """Append `records` without waiting; `done` is called once, when every fate is known.
+
+        :param done: gets an error for each record that is not durable, as :class:`Receipt` has
+            them. Called on any thread, possibly before this returns; it must neither wait nor
+            raise.
+        """
+        _pool().submit(self._append_and_tell, topic, records, done)
+
+    def _append_and_tell(
+        self, topic: str, records: Sequence[Record], done: Callable[[Errors], None]
+    ) -> None:
+        try:
+            receipts = self.append(topic, records)
+        except Exception as error:
+            logger.exception("Region %s failed in an unexpected way.", self.region)
+            failure = RegionUnavailable(f"{self.region}: {error}")
+            done(dict.fromkeys(range(len(records)), failure))
+            return
+        done({n: each.error for n, each in enumerate(receipts) if each.error is not None})
+
+    def drive(self) -> int:
+        """Serve what is ready of what was submitted, from the caller's thread, at once.
+
+        A process that calls this again and again spares itself the thread that would, and with it
+        the interpreter's hand-overs.
+
+        :return: how many submissions are still open.
+        """
+        return 0
 
     @abstractmethod
     def ensure_topic(self, topic: str, partitions: int) -> None:

@@ -6,16 +6,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ..exceptions import EventLogError, OffsetOutOfRange, RegionUnavailable, UnknownTopic
 from . import kafka_config, kafka_topics
-from .base import EventLog, Limits, Receipt, Record, StoredRecord, TopicFacts
+from .base import Errors, EventLog, Limits, Receipt, Record, StoredRecord, TopicFacts
 from .kafka_config import load_properties
 from .kafka_errors import classify
-from .kafka_producer import RecordProducer
+from .kafka_producer import RecordProducer, Submission
 from .kafka_reader import PartitionReader
 
 __all__ = ["KafkaEventLog", "load_properties"]
@@ -106,6 +106,29 @@ class KafkaEventLog(EventLog):
         if fatal:
             self._drop_producer(producer)
         return receipts
+
+    def submit(self, topic: str, records: Sequence[Record], done: Callable[[Errors], None]) -> None:
+        self._here()
+        producer = self._producer
+        if producer is None or topic not in self._known_topics:
+            # To make one and to look for the other takes its time.
+            super().submit(topic, records, done)
+            return
+
+        def settled(submission: Submission) -> None:
+            errors = submission.errors
+            if errors and any(isinstance(each, UnknownTopic) for each in errors.values()):
+                self._known_topics.discard(topic)
+            if submission.fatal or producer.failed:
+                # Not here: to close it is to wait for the thread that may be calling this.
+                threading.Thread(target=self._drop_producer, args=(producer,)).start()
+            done(errors)
+
+        producer.submit(topic, records, settled)
+
+    def drive(self) -> int:
+        self._here()
+        return self._producer.drive() if self._producer is not None else 0
 
     def _find_topic(self, topic: str) -> None:
         """Raise UnknownTopic if a second look finds no topic either.
