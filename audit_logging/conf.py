@@ -201,10 +201,12 @@ class LoggingSettings(AppSettings):
     )
     MAX_EVENT_BYTES: int = option(
         2_000_000,
-        "A larger event loses its bodies until it fits. The publisher's MAX_EVENT_BYTES must not "
-        "be smaller.",
+        "A larger event loses its bodies until it fits. The publisher takes the same where it "
+        "shares this configuration; where it has its own, smaller limit, workers learn it from "
+        "the publisher's answers and send such events without their bodies.",
         unit="bytes",
         minimum=10_000,
+        maximum=9_000_000,
     )
     BUFFER_SIZE: int = option(
         100,

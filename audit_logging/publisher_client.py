@@ -18,6 +18,7 @@ from . import tracing
 from .batch import Batch
 from .conf import LoggingSettings, conf
 from .exceptions import Declined, DeliveryRefused, RetryLater
+from .fitting import LIMIT_HEADER, fit, fit_batch, size
 from .outcome import Delivered, Refusal
 from .signing import Signer, SigningError
 
@@ -90,15 +91,50 @@ class Publisher:
             if options.PRIVATE_KEY_PATH is not None
             else None
         )
+        #: Bytes of the largest event that the publisher takes, once it has said so.
+        self.max_event_bytes: int | None = None
 
     def send(self, batch: Batch) -> Delivered:
         """Post one batch, the very bytes it travels as.
+
+        Events that are larger than the publisher takes are sent without their bodies.
 
         :raises RetryLater: the publisher is away; what is sent now will not be taken.
         :raises Declined: this batch is not known to be durable; others may fare better.
         :raises DeliveryRefused: the batch, of one event, is refused for good.
         :raises BatchUnreadable: it is refused, and its bytes are damaged.
         """
+        limit = self.max_event_bytes
+        if limit is not None and limit < self._options.MAX_EVENT_BYTES:
+            batch = fit_batch(batch, limit)
+        try:
+            delivered = self._post(batch)
+        except DeliveryRefused:
+            # Its answer may have told the limit.
+            fitted = self._fitted(batch.lines()[0])
+            if fitted is None:
+                raise
+            return self._post(Batch.of([fitted]))
+        too_large = [line for each in delivered.refused if (line := self._fitted(each.line))]
+        if too_large:
+            delivered.refused = [each for each in delivered.refused if not self._fitted(each.line)]
+            try:
+                delivered.add(self._post(Batch.of(too_large)))
+            except (RetryLater, Declined):
+                delivered.again += too_large
+            except DeliveryRefused as error:
+                delivered.refused.append(Refusal(too_large[0], str(error), error.status))
+        return delivered
+
+    def _fitted(self, line: str) -> str | None:
+        """A refused event without its bodies, if it was too large and now is not."""
+        limit = self.max_event_bytes
+        if limit is None or size(line) <= limit:
+            return None
+        fitted = fit(line, limit)
+        return fitted if size(fitted) <= limit else None
+
+    def _post(self, batch: Batch) -> Delivered:
         answer = self._request(
             "POST",
             BATCH_PATH,
@@ -208,6 +244,9 @@ class Publisher:
             response.close()
             raise
         response.release_conn()
+        limit = response.headers.get(LIMIT_HEADER, "")
+        if limit.isascii() and limit.isdigit():
+            self.max_event_bytes = int(limit[:12])
         return _Answer(response, b"".join(parts))
 
     def _retry_after(self, answer: _Answer) -> float | None:

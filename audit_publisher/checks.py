@@ -6,8 +6,11 @@ E004 both regions are the same
 E005 a batch may not hold one event of the largest size
 E006 a region does not answer, or lacks a topic (with --deploy)
 E007 the schema registry does not answer, or refuses the schema (with --deploy)
+E008 a topic holds up or loses events: partitions, size of records, compaction, retention
+     (with --deploy)
 W001 signatures are not enforced (with --deploy)
 W002 the event log is the embedded one (with --deploy)
+W003 a topic may lose events one day: copies, short retention (with --deploy)
 """
 
 from __future__ import annotations
@@ -78,13 +81,15 @@ def _check_kafka() -> list[CheckMessage]:
 
 @register("audit_publisher", deploy=True)
 def check_regions(**kwargs: Any) -> list[CheckMessage]:
-    """E006, W002: regions and topics, asked for real."""
+    """E006, E008, W002, W003: regions and topics, asked for real."""
     if conf.problems() or check_combinations():
         return []
-    from . import eventlog, routing
+    from . import eventlog, routing, topics
     from .exceptions import EventLogError
 
     found: list[CheckMessage] = []
+    answers: dict[str, topics.Answer] = {}
+    wanted = routing.topics()
     for region, url in conf.region_urls().items():
         if url.startswith("local:"):
             found.append(
@@ -95,17 +100,20 @@ def check_regions(**kwargs: Any) -> list[CheckMessage]:
                 )
             )
         try:
-            for topic in routing.topics():
-                eventlog.get_region(region).partitions(topic)
+            answers[region] = eventlog.get_region(region).describe(wanted)
         except EventLogError as error:
             found.append(
                 Error(
                     f"Region {region} ({url}): {error}",
-                    hint=f"See AUDIT_PUBLISHER_{region.upper()}_URL, DEFAULT_TOPIC and topic "
-                    "routes; create topics with manage.py audit_topics --create",
+                    hint=f"See AUDIT_PUBLISHER_{region.upper()}_URL, KAFKA_CONFIG_FILE and the "
+                    "network between.",
                     id="audit_publisher.E006",
                 )
             )
+    for problem in topics.problems(answers, wanted):
+        number = "E006" if problem.kind == "missing" else "E008" if problem.serious else "W003"
+        kind = Error if problem.serious else Warning
+        found.append(kind(problem.message, hint=problem.cure, id=f"audit_publisher.{number}"))
     return found
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from django.core.signals import setting_changed
 
+from audit_logging.conf import LoggingSettings
+from audit_logging.conf import conf as capture
 from audit_logging.options import AppSettings, option, readable_file
 
 from .names import check_region_url, check_registry_url, check_topic_name
@@ -16,6 +18,10 @@ def _default_data_dir() -> Path:
     from django.conf import settings
 
     return Path(getattr(settings, "BASE_DIR", None) or Path.cwd()) / "var" / "publisher"
+
+
+def _capture_limit() -> int:
+    return int(capture.MAX_EVENT_BYTES)
 
 
 class PublisherSettings(AppSettings):
@@ -116,8 +122,12 @@ class PublisherSettings(AppSettings):
 
     # -- limits --
     MAX_EVENT_BYTES: int = option(
-        2_000_000,
-        "Largest event, as JSON, that is taken.",
+        _capture_limit,
+        "Largest event, as JSON, that is taken. Where capture and publisher share one "
+        "configuration, AUDIT_LOGGING_MAX_EVENT_BYTES alone rules both; where they do not, this "
+        "one does: senders learn it from each answer (`Audit-Max-Event-Bytes`) and leave out the "
+        "bodies of events that pass it. Topics must take it, with 8 KB to spare.",
+        default_text="AUDIT_LOGGING_MAX_EVENT_BYTES",
         unit="bytes",
         minimum=1000,
         maximum=9_000_000,
@@ -229,7 +239,8 @@ conf = PublisherSettings()
 
 
 def _reload(*, setting: str, **kwargs: Any) -> None:
-    if setting == PublisherSettings.prefix:
+    # Some defaults are the capture tier's values.
+    if setting in (PublisherSettings.prefix, LoggingSettings.prefix):
         conf.reload()
 
 

@@ -15,10 +15,12 @@ from audit_logging.batch import Batch
 from audit_logging.conf import LoggingSettings
 from audit_logging.conf import conf as logging_conf
 from audit_logging.exceptions import BatchUnreadable, Declined, RetryLater
+from audit_logging.fitting import fit_batch
 from audit_logging.outcome import Delivered, Refusal
 
 from . import routing
 from .authentication import Sender
+from .conf import conf
 from .intake import RETRY_AFTER, error_of, problem_of, take
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class EventLog:
         :raises Declined: something failed that ought not to.
         :raises BatchUnreadable: its bytes are damaged.
         """
+        batch = fit_batch(batch, conf.MAX_EVENT_BYTES)
         lines = batch.lines()
         sender = Sender(consumer_id=self._options.CONSUMER_ID, verified=True)
         try:

@@ -30,9 +30,8 @@ Kind = Literal["missing", "partitions", "size", "cleanup", "retention", "replica
 class TopicProblem:
     """Something that is wrong with a topic, and its cure.
 
-    :ivar kind: ``missing``, ``partitions``, ``size`` and ``cleanup`` lose events or hold them up;
-        the others may, one day.
     :ivar regions: names of the regions it is about.
+    :ivar serious: it loses events or holds them up; otherwise it may, one day.
     """
 
     kind: Kind
@@ -117,6 +116,7 @@ def _partitions(topic: str, counts: Mapping[str, int]) -> Iterator[TopicProblem]
             f"({conf.TOPIC_PARTITIONS}): {said}.",
             f"kafka-topics.sh --alter --topic {topic} --partitions {conf.TOPIC_PARTITIONS}, or "
             "set AUDIT_PUBLISHER_TOPIC_PARTITIONS to what there is.",
+            serious=False,
         )
 
 

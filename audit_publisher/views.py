@@ -19,6 +19,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from audit_logging import tracing, uptake
+from audit_logging.fitting import LIMIT_HEADER
 
 from . import contract, metrics
 from .authentication import SignatureAuthentication
@@ -66,6 +67,8 @@ class PublisherView(APIView):
         """Answer, and count the answer."""
         with metrics.REQUEST_SECONDS.labels(self.operation).time():
             response = super().dispatch(request, *args, **kwargs)
+        # Each answer tells it, so that no sender needs a setting that must agree with ours.
+        response[LIMIT_HEADER] = str(conf.MAX_EVENT_BYTES)
         metrics.REQUESTS.labels(self.operation, str(response.status_code)).inc()
         return response
 

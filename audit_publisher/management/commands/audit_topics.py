@@ -9,11 +9,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audit_publisher import eventlog, routing
 from audit_publisher.conf import conf
-from audit_publisher.exceptions import EventLogError, UnknownTopic
+from audit_publisher.exceptions import EventLogError
 from audit_publisher.names import DEAD_LETTER_SUFFIX
-
-#: What headers, key and framing may add to an event.
-ENVELOPE_BYTES = 4096
+from audit_publisher.topics import Answer, problems, wanted
 
 
 class Command(BaseCommand):
@@ -44,11 +42,11 @@ class Command(BaseCommand):
             raise CommandError("--partitions: use 1 or more.")
         if not routing.refresh():
             raise CommandError("Topic routes could not be read. Run: python manage.py migrate")
-        rows = [
-            _look(region, topic, partitions, options["create"])
-            for region in eventlog.region_names()
-            for topic in wanted()
-        ]
+        answers: dict[str, Answer] = {}
+        rows = []
+        for region in eventlog.region_names():
+            answers[region], told = _look(region, partitions, options["create"])
+            rows += told
         if options["json"]:
             self.stdout.write(json.dumps(rows, indent=2))
         else:
@@ -56,49 +54,41 @@ class Command(BaseCommand):
                 count = f"{row['partitions']} partitions" if row["partitions"] else row["error"]
                 made = " (created)" if row["created"] else ""
                 self.stdout.write(f"{row['region']:<10} {row['topic']:<40} {count}{made}")
-        problems = [f"{row['region']}: {row['error']}" for row in rows if row["error"]]
-        problems += [
-            f"{row['region']}: {row['topic']} takes records up to {row['largest_record']:,} bytes, "
-            f"events may have {conf.MAX_EVENT_BYTES:,}: the largest would be lost. Raise the "
-            "topic's max.message.bytes, or lower AUDIT_PUBLISHER_MAX_EVENT_BYTES."
-            for row in rows
-            if not row["error"] and row["largest_record"] < conf.MAX_EVENT_BYTES + ENVELOPE_BYTES
+        silent = [
+            f"{name}: {said}" for name, said in answers.items() if isinstance(said, Exception)
         ]
-        for topic in wanted():
-            counts = {row["partitions"] for row in rows if row["topic"] == topic} - {0}
-            if len(counts) > 1:
-                problems.append(f"{topic} has {sorted(counts)} partitions in different regions.")
-        if problems:
-            raise CommandError("\n".join(problems))
+        found = problems(answers, wanted())
+        wrong = [str(problem) for problem in found if problem.serious]
+        if silent or wrong:
+            raise CommandError("\n".join([*silent, *wrong]))
 
 
-def wanted() -> list[str]:
-    """Every topic that must exist: those of events, and the dead-letter topic of each."""
-    topics = routing.topics()
-    return [*topics, *(topic + DEAD_LETTER_SUFFIX for topic in topics)]
-
-
-def _look(region: str, topic: str, partitions: int, create: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "region": region,
-        "topic": topic,
-        "partitions": 0,
-        "created": False,
-        "largest_record": 0,
-        "error": "",
-    }
-    count = 1 if topic.endswith(DEAD_LETTER_SUFFIX) else partitions
+def _look(region: str, partitions: int, create: bool) -> tuple[Answer, list[dict[str, Any]]]:
+    """What a region says of all topics, those that are missing made first if that is wanted; and
+    a row of the answer for each."""
+    topics = wanted()
+    made: list[str] = []
+    found: dict[str, Any] = {}
+    answer: Answer
+    error = ""
     try:
         log = eventlog.get_region(region)
-        try:
-            row["partitions"] = log.partitions(topic)
-        except UnknownTopic as error:
-            if not create:
-                row["error"] = f"{error} Create it with: audit_topics --create"
-                return row
-            log.ensure_topic(topic, count)
-            row["partitions"], row["created"] = log.partitions(topic), True
-        row["largest_record"] = log.largest_record(topic)
-    except EventLogError as error:
-        row["error"] = str(error)
-    return row
+        if create:
+            made = log.missing(topics)
+            for topic in made:
+                log.ensure_topic(topic, 1 if topic.endswith(DEAD_LETTER_SUFFIX) else partitions)
+        answer = found = log.describe(topics)
+    except EventLogError as failure:
+        answer, error = failure, str(failure)
+    rows = [
+        {
+            "region": region,
+            "topic": topic,
+            "partitions": facts.partitions if (facts := found.get(topic)) else 0,
+            "created": facts is not None and topic in made,
+            "largest_record": (facts.largest_batch or 0) if facts else 0,
+            "error": error if error or facts else f"There is no topic {topic!r}.",
+        }
+        for topic in topics
+    ]
+    return answer, rows
