@@ -5,43 +5,56 @@ from __future__ import annotations
 from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
+
+from .names import CONTROL
+from .problem_kinds import KINDS
+
+#: What names and ids may hold.
+NO_CONTROL = f"^[^{CONTROL.pattern[1:]}*$"
+#: What a service's name may hold: what comes out of a record's key, and of a path, again.
+NAME = f"^[^/{CONTROL.pattern[1:]}+$"
+
+#: What a forwarded header may hold: UTF-8 without commas (two values that a proxy merged) and
+#: without control characters. As servers hand it on, blanks around it apart.
+HEADER_TEXT = r"^[!-+\--~]([ !-+\--~]*[!-+\--~])?$"
 
 
 class _SignatureScheme(OpenApiAuthenticationExtension):
     target_class = "audit_publisher.authentication.SignatureAuthentication"
-    name = "signature"
+    # All four together; a name each, for OpenAPI knows one header a scheme.
+    name = ["consumer", "signedAt", "keyVersion", "signature"]
 
-    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
-        return {
-            "type": "apiKey",
-            "in": "header",
-            "name": "WM-SEC.AUTH-SIGNATURE",
-            "description": "With WM-CONSUMER.ID, WM-CONSUMER.INTIMESTAMP, WM-SEC.KEY-VERSION.",
-        }
+    def get_security_definition(self, auto_schema: Any) -> list[dict[str, str]]:
+        return [
+            {"type": "apiKey", "in": "header", "name": header, "description": description}
+            for header, description in SIGNATURE_HEADERS.items()
+        ]
 
+
+#: The headers of a signed request. Also taken with underscores for hyphens.
+SIGNATURE_HEADERS = {
+    "WM-CONSUMER.ID": "Who sends; as registered. WM_CONSUMER.ID is the same header.",
+    "WM-CONSUMER.INTIMESTAMP": "When it was signed, epoch milliseconds.",
+    "WM-SEC.KEY-VERSION": "The version of the key it was signed with.",
+    "WM-SEC.AUTH-SIGNATURE": "SHA256withRSA in base64 over consumer id, timestamp and key version, "
+    "each stripped and followed by a newline.",
+}
 
 _HEADERS = [
     OpenApiParameter(
         name,
-        str,
+        {"type": "string", "maxLength": 256, "pattern": HEADER_TEXT},
         OpenApiParameter.HEADER,
-        required=required,
         description=description,
     )
-    for name, required, description in (
-        ("WM-CONSUMER.ID", True, "Who sends; as registered. WM_CONSUMER.ID is the same header."),
-        ("WM-CONSUMER.INTIMESTAMP", True, "When it was signed, epoch milliseconds."),
-        ("WM-SEC.KEY-VERSION", True, "The version of the key it was signed with."),
-        (
-            "WM-SEC.AUTH-SIGNATURE",
-            True,
-            "SHA256withRSA in base64 over consumer id, timestamp and key version, each stripped "
-            "and followed by a newline.",
-        ),
-        ("WM-SITE-ID", False, "The site of events that name none themselves."),
-        ("traceparent", False, "W3C trace context."),
+    for name, description in (
+        ("WM-SITE-ID", "The site of events that name none themselves."),
+        ("WM-QOS.CORRELATION-ID", "Travels with the events that have none themselves."),
+        ("WM-SVC.NAME", "As WM-QOS.CORRELATION-ID."),
+        ("WM-SVC.VERSION", "As WM-QOS.CORRELATION-ID."),
+        ("WM-SVC.ENV", "As WM-QOS.CORRELATION-ID."),
+        ("traceparent", "W3C trace context of the delivery."),
     )
 ]
 
@@ -50,45 +63,74 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _describe(status: int) -> str:
+    kinds = [kind for kind in KINDS.values() if kind.status == status]
+    return " ".join(f"`{kind.code}`: {kind.title}." for kind in kinds)
+
+
 #: What each status means when it refuses a whole request.
-PROBLEMS = {
-    400: "Not JSON, or the body was cut short.",
-    401: "The signature is missing or not good.",
-    405: "Wrong method.",
-    408: "The body did not arrive in time; send it again.",
-    413: "Too large.",
-    415: "A content type or encoding that is not taken.",
-    422: "A field is not valid; `error` names it and the reason.",
-    429: "Too much is waiting; send it again after Retry-After.",
-    503: "No durable place takes it; send it again after Retry-After.",
+PROBLEMS = {status: _describe(status) for status in {kind.status for kind in KINDS.values()}}
+
+#: What it means when it does not.
+DONE = {
+    "200": "Done; the body says more.",
+    "204": "The event is durable.",
+    "304": "Nothing changed since the entity tag was given.",
+}
+
+#: What any operation may answer.
+_ANY = (400, 401, 404, 405, 414, 417, 431, 500, 501, 503)
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds after which the same request may be sent again.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+#: Headers of answers, by status.
+ANSWER_HEADERS: dict[int, Any] = {
+    401: {
+        "WWW-Authenticate": {"description": "What is wanted.", "schema": {"type": "string"}},
+    },
+    405: {"Allow": {"description": "What is allowed.", "schema": {"type": "string"}}},
+    429: _RETRY_AFTER,
+    500: _RETRY_AFTER,
+    503: _RETRY_AFTER,
 }
 
 
 def _responses(success: dict[Any, Any], *problems: int) -> dict[Any, Any]:
     found: dict[Any, Any] = dict(success)
-    for status in problems or tuple(PROBLEMS):
+    for status in sorted({*_ANY, *problems}):
         found[(status, "application/problem+json")] = _ref("Problem")
     return found
 
+
+#: What operations that take events may answer, too.
+_EVENTS = (408, 413, 415, 422, 429)
+_ONCE = (
+    " `request_id` is the idempotency key: an event that is sent again with the same one, after "
+    "an answer that was lost or a failure, may be stored twice on the way and is one row in the "
+    "lake. So send again whatever was not answered with 2xx and is `retryable`, unchanged."
+)
 
 EVENT: dict[str, Any] = {
     "operation_id": "publishEvent",
     "tags": ["events"],
     "summary": "Take one event",
     "description": "A 2xx answer means that the event is durable: `published` is acknowledged by "
-    "a region of the event log, `spooled` is on the publisher's disk.",
+    "a region of the event log, `spooled` is on the publisher's disk." + _ONCE,
     "parameters": _HEADERS,
     "request": {"application/json": _ref("LogEvent")},
-    "responses": _responses({(200, "application/json"): _ref("Published")}),
+    "responses": _responses({(200, "application/json"): _ref("Published")}, *_EVENTS),
 }
 LEGACY: dict[str, Any] = {
     "operation_id": "logRequest",
     "tags": ["events"],
     "summary": "Take one event (legacy)",
-    "description": "As publishEvent, but the answer to a durable event is empty.",
+    "description": "As publishEvent, but the answer to a durable event is empty." + _ONCE,
     "parameters": _HEADERS,
     "request": {"application/json": _ref("LogEvent")},
-    "responses": _responses({204: None}),
+    "responses": _responses({204: None}, *_EVENTS),
 }
 BATCH: dict[str, Any] = {
     "operation_id": "publishBatch",
@@ -98,7 +140,7 @@ BATCH: dict[str, Any] = {
     "gzipped (Content-Encoding: gzip). Among them there may be producer records, by which a "
     "capture process says how many events it has numbered. The answer has one item for each, in "
     "order; only items with `retryable` may be sent again. A status other than 200 means that none "
-    "was taken.",
+    "was taken." + _ONCE,
     "parameters": _HEADERS,
     "request": {
         "application/json": {
@@ -110,7 +152,7 @@ BATCH: dict[str, Any] = {
             "description": "One LogEvent or ProducerRecord a line.",
         },
     },
-    "responses": _responses({(200, "application/json"): _ref("BatchAnswer")}),
+    "responses": _responses({(200, "application/json"): _ref("BatchAnswer")}, *_EVENTS),
 }
 CONFIG: dict[str, Any] = {
     "operation_id": "captureConfig",
@@ -119,7 +161,12 @@ CONFIG: dict[str, Any] = {
     "description": "Flags and endpoint rules as set in the admin. Ask with If-None-Match: 304 "
     "means that nothing changed.",
     "parameters": [
-        *_HEADERS[:4],
+        OpenApiParameter(
+            "service_name",
+            {"type": "string", "minLength": 1, "maxLength": 200, "pattern": NAME},
+            OpenApiParameter.PATH,
+            description="The audited service.",
+        ),
         OpenApiParameter(
             "If-None-Match",
             str,
@@ -136,18 +183,7 @@ CONFIG: dict[str, Any] = {
         ),
     ],
     "request": None,
-    "responses": _responses(
-        {(200, "application/json"): OpenApiTypes.OBJECT, 304: None}, 401, 403, 405, 503
-    ),
-}
-
-_ERROR = {
-    "type": "object",
-    "required": ["field", "reason"],
-    "properties": {
-        "field": {"type": "string", "description": 'The field at fault; "" for the whole event.'},
-        "reason": {"type": "string"},
-    },
+    "responses": _responses({(200, "application/json"): _ref("CaptureConfig"), 304: None}, 403),
 }
 
 #: Answers' schemas; the event's own is made from its msgspec type.
@@ -174,24 +210,109 @@ ANSWERS: dict[str, Any] = {
             "status": {"enum": ["published", "spooled", "rejected"]},
             "region": {"type": ["string", "null"]},
             "retryable": {"type": "boolean"},
-            "error": {"oneOf": [_ref("FieldError"), {"type": "null"}]},
+            "error": {"oneOf": [_ref("ItemError"), {"type": "null"}]},
         },
     },
-    "FieldError": _ERROR,
+    "ItemError": {
+        "type": "object",
+        "required": ["field", "reason", "code"],
+        "properties": {
+            "field": {
+                "type": "string",
+                "description": 'The field at fault; "" for the whole event.',
+            },
+            "reason": {"type": "string"},
+            "code": {"enum": sorted(KINDS)},
+        },
+    },
+    "ProblemError": {
+        "type": "object",
+        "description": "What is at fault: a field of the body, or a header.",
+        "required": ["reason"],
+        "oneOf": [{"required": ["field"]}, {"required": ["header"]}],
+        "properties": {
+            "field": {"type": "string", "description": 'Its name; "" for the whole body.'},
+            "header": {"type": "string", "description": "Its name."},
+            "reason": {"type": "string"},
+        },
+    },
+    "CaptureConfig": {
+        "type": "object",
+        "required": ["flags", "rules"],
+        "properties": {
+            "flags": {
+                "type": "object",
+                "description": "By name; what is not named has its default. See docs/flags.md.",
+            },
+            "rules": {
+                "type": "array",
+                "items": {"type": "object"},
+                "description": "Endpoint rules; the first that matches counts.",
+            },
+        },
+    },
     "Problem": {
         "type": "object",
         "description": "Why a whole request is refused (RFC 9457).",
-        "required": ["type", "title", "status", "detail", "retryable"],
+        "required": ["type", "title", "status", "code", "detail", "retryable"],
         "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
+            "type": {
+                "type": "string",
+                "format": "uri-reference",
+                "description": "Names the reason, and leads to its explanation; /v1/docs#code.",
+            },
+            "title": {"type": "string", "description": "The reason in words."},
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+            "code": {
+                "description": "The reason, for machines: stable.",
+                "oneOf": [
+                    {
+                        "const": kind.code,
+                        "title": kind.title,
+                        "description": f"{kind.cause} {kind.cure}",
+                    }
+                    for kind in KINDS.values()
+                ],
+            },
+            "detail": {"type": "string", "description": "What is wrong with this request."},
             "retryable": {
                 "type": "boolean",
                 "description": "Whether the same request may be sent again, after Retry-After.",
             },
-            "error": _ref("FieldError"),
+            "error": _ref("ProblemError"),
+        },
+    },
+}
+
+#: What an operation's good answer leads to.
+LINKS: dict[str, dict[str, Any]] = {
+    "publishEvent": {
+        "again": {
+            "operationId": "publishEvent",
+            "requestBody": "$request.body",
+            "description": "The same event once more: one row in the lake.",
+        },
+        "flags": {
+            "operationId": "captureConfig",
+            "parameters": {"service_name": "$request.body#/service_name"},
+            "description": "The capture flags of the service that the event is from.",
+        },
+    },
+    "publishBatch": {
+        "again": {
+            "operationId": "publishBatch",
+            "requestBody": "$request.body",
+            "description": "The same events once more.",
+        },
+    },
+    "captureConfig": {
+        "unchanged": {
+            "operationId": "captureConfig",
+            "parameters": {
+                "service_name": "$request.path.service_name",
+                "If-None-Match": "$response.header.ETag",
+            },
+            "description": "304 as long as nothing changes.",
         },
     },
 }

@@ -8,12 +8,13 @@ from django.views.decorators.http import require_safe
 from audit_logging import monitoring
 
 from .conf import conf
+from .problems import Problem
 
 
 @require_safe
 def serve(request: HttpRequest) -> HttpResponse:
     """All metrics of this process, or of all processes where PROMETHEUS_MULTIPROC_DIR is set."""
     if not conf.METRICS_PUBLIC and not getattr(request.user, "is_staff", False):
-        return HttpResponse("Staff users only.\n", status=403, content_type="text/plain")
+        return Problem(403, "Staff users only: METRICS_PUBLIC is off.").response()
     page, content_type = monitoring.exposition()
     return HttpResponse(page, content_type=content_type)

@@ -13,9 +13,19 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
 from .codec import SCHEMA_PATH
-from .contract import ANSWERS, PROBLEMS
+from .contract import (
+    ANSWER_HEADERS,
+    ANSWERS,
+    DONE,
+    LINKS,
+    NAME,
+    NO_CONTROL,
+    PROBLEMS,
+    SIGNATURE_HEADERS,
+)
+from .problem_kinds import KINDS
 from .producer_records import ProducerRecord
-from .serializers import LogEvent
+from .serializers import EARLIEST, LATEST, WITHOUT_CONTROL, LogEvent
 
 #: The committed copy; `manage.py audit_openapi` writes it.
 DOCUMENT_PATH = Path(__file__).parent / "openapi.json"
@@ -43,8 +53,11 @@ def _document() -> dict[str, Any]:
     made["info"] = {
         "title": "Audit publisher",
         "version": "1",
-        "description": "Takes audit events; a 2xx answer means that they are durable.",
+        "description": "Takes audit events; a 2xx answer means that they are durable. Every "
+        "refusal is problem details (RFC 9457) with a stable `code`.",
     }
+    # The publisher's own address, whatever it is.
+    made["servers"] = [{"url": "/"}]
     made["components"]["schemas"] = {
         "LogEvent": _event_schema(),
         "ProducerRecord": _producer_schema(),
@@ -52,10 +65,22 @@ def _document() -> dict[str, Any]:
     }
     for path in made["paths"].values():
         for operation in path.values():
-            for status, response in operation["responses"].items():
-                if int(status) in PROBLEMS:
-                    response["description"] = PROBLEMS[int(status)]
+            _complete(operation)
     return made
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    """Add to an operation what the generator has no words for."""
+    for status, response in operation["responses"].items():
+        if int(status) in PROBLEMS:
+            response["description"] = PROBLEMS[int(status)]
+        else:
+            response["description"] = DONE[status]
+        if int(status) in ANSWER_HEADERS:
+            response["headers"] = ANSWER_HEADERS[int(status)]
+    links = LINKS.get(operation["operationId"])
+    if links:
+        operation["responses"]["200"]["links"] = links
 
 
 def _event_schema() -> dict[str, Any]:
@@ -66,8 +91,23 @@ def _event_schema() -> dict[str, Any]:
     }
     for name, declared in schema["properties"].items():
         declared["description"] = described[name]
+    properties = schema["properties"]
     for name in ("request_ts", "response_ts"):
-        schema["properties"][name]["description"] += " Epoch seconds, whole or with a fraction."
+        said = properties[name]["description"] + " Epoch seconds, whole or with a fraction."
+        properties[name] = {
+            "type": "number",
+            "minimum": EARLIEST,
+            "maximum": LATEST,
+            "description": said,
+        }
+    properties["request_ts"]["description"] += (
+        " Not longer ago than MAX_EVENT_AGE_DAYS, not further ahead than MAX_EVENT_AHEAD_DAYS."
+    )
+    for name in WITHOUT_CONTROL:
+        kinds = properties[name].get("anyOf", [properties[name]])
+        kinds[0]["pattern"] = NO_CONTROL
+    properties["service_name"]["pattern"] = NAME
+    properties["site_id"]["description"] += " At most 256 bytes in UTF-8."
     schema.pop("title", None)
     return schema
 
@@ -76,6 +116,11 @@ def _producer_schema() -> dict[str, Any]:
     _, components = msgspec.json.schema_components([ProducerRecord], ref_template="{name}")
     schema = dict(components["ProducerRecord"])
     schema.pop("title", None)
+    properties = schema["properties"]
+    properties["service_name"]["pattern"] = NAME
+    properties["host"]["pattern"] = NO_CONTROL
+    for name in ("started_at", "at"):
+        properties[name] |= {"minimum": EARLIEST, "maximum": LATEST}
     return schema
 
 
@@ -108,7 +153,14 @@ def page(request: HttpRequest) -> HttpResponse:
         }
         for name, declared in event["properties"].items()
     ]
-    context = {"document": made, "operations": operations, "fields": fields}
+    context = {
+        "document": made,
+        "operations": operations,
+        "signature": SIGNATURE_HEADERS,
+        "address": f"{request.scheme}://{request.get_host()}",
+        "fields": fields,
+        "problems": KINDS.values(),
+    }
     return render(request, "audit_publisher/docs.html", context)
 
 

@@ -33,7 +33,18 @@ _Name = Annotated[str, Meta(min_length=1, max_length=200)]
 _Id = Annotated[str, Meta(max_length=256)]
 
 #: 1970-01-01 and 2200-01-01, in seconds.
-_EARLIEST, _LATEST = 0, 7_258_118_400
+EARLIEST, LATEST = 0, 7_258_118_400
+
+
+#: Fields that become record headers, keys or names of folders.
+WITHOUT_CONTROL = (
+    "service_name",
+    "endpoint_name",
+    "method",
+    "consumer_id",
+    "site_id",
+    "trace_id",
+)
 
 
 class LogEvent(msgspec.Struct, gc=False, weakref=False):
@@ -139,7 +150,7 @@ def _explain(message: str) -> InvalidEvent:
 
 
 def _check(event: LogEvent) -> None:
-    for name in ("service_name", "endpoint_name", "method", "consumer_id", "site_id", "trace_id"):
+    for name in WITHOUT_CONTROL:
         value = getattr(event, name)
         if value is not None and CONTROL.search(value):
             raise InvalidEvent(name, "it holds a control character")
@@ -148,7 +159,7 @@ def _check(event: LogEvent) -> None:
         value = getattr(event, name)
         # A response may precede its request: clocks step back.
         if not is_epoch_seconds(value):
-            hint = ": it looks like milliseconds, send seconds" if value > _LATEST else ""
+            hint = ": it looks like milliseconds, send seconds" if value > LATEST else ""
             raise InvalidEvent(name, f"it is not a time in epoch seconds, 1970 to 2200{hint}")
 
 
@@ -160,7 +171,7 @@ def check_service_name(name: str) -> None:
 
 def is_epoch_seconds(value: int | float) -> bool:
     """Whether `value` is a time of the years 1970 to 2200."""
-    return _EARLIEST <= value <= _LATEST
+    return EARLIEST <= value <= LATEST
 
 
 def micros(seconds: int | float) -> int:

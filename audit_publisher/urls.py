@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from django.urls import path
+from django.urls import path, re_path
 
 from . import health, monitoring, openapi
+from .refusals import only_get, unknown_path
 from .views import BatchView, ConfigView, EventView, LegacyEventView
 
 #: What the OpenAPI document describes.
@@ -17,10 +18,12 @@ operations = [
 
 urlpatterns = [
     *operations,
-    path("v1/openapi.json", openapi.serve, name="audit-openapi"),
-    path("v1/docs", openapi.page, name="audit-docs"),
-    path("health/live", health.live, name="audit-live"),
-    path("health/ready", health.ready, name="audit-ready"),
-    path("health/startup", health.startup, name="audit-startup"),
-    path("metrics", monitoring.serve, name="audit-metrics"),
+    path("v1/openapi.json", only_get(openapi.serve), name="audit-openapi"),
+    path("v1/docs", only_get(openapi.page), name="audit-docs"),
+    path("health/live", only_get(health.live), name="audit-live"),
+    path("health/ready", only_get(health.ready), name="audit-ready"),
+    path("health/startup", only_get(health.startup), name="audit-startup"),
+    path("metrics", only_get(monitoring.serve), name="audit-metrics"),
+    # A project may have a /v1/ of its own, too; what is neither's is its handler404's.
+    re_path(r"^v1/(?:logs|logRequest|config)(?:[/:]|$)", unknown_path),
 ]

@@ -8,6 +8,7 @@ up stops everybody for two seconds.
 from __future__ import annotations
 
 import errno
+import json
 import selectors
 import socket
 import time
@@ -15,9 +16,12 @@ from collections import deque
 from functools import partial
 from typing import Any
 
+from gunicorn import util
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from .problem_kinds import document, kind_of
 
 #: Seconds that the rest of a body nobody read may take before its connection is given up.
 _DRAIN_SECONDS = 0.1
@@ -25,6 +29,26 @@ _DRAIN_SECONDS = 0.1
 #: answer: the kernel takes it back when something arrives that nobody reads.
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 1 << 16
+
+
+def _write_problem(sock: Any, status: int, reason: str, message: str) -> None:
+    """Say why a request never reached the application, as the application says such things."""
+    kind = kind_of(status, "malformed-request" if status == 400 else "")
+    said = "".join(character for character in message[:200] if character.isprintable())
+    body = json.dumps(document(kind, f"{kind.title}. {said}".strip(), status=status)).encode()
+    head = [
+        f"HTTP/1.1 {status} {reason}",
+        "Connection: close",
+        "Content-Type: application/problem+json",
+        f"Content-Length: {len(body)}",
+    ]
+    if kind.retryable:
+        head.append("Retry-After: 30")
+    util.write_nonblock(sock, "\r\n".join(head).encode() + b"\r\n\r\n" + body)
+
+
+# Gunicorn has no hook for what it answers by itself.
+util.write_error = _write_problem
 
 
 class ReadTimeout(NoMoreData, TimeoutError):

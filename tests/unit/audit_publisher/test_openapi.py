@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from audit_publisher import openapi
+from audit_publisher.problem_kinds import KINDS
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, LEGACY, URL, Configure
 from tests.unit.audit_publisher.test_views import post
@@ -50,16 +52,34 @@ def test_the_command_notices_an_old_document(
     call_command("audit_openapi", "--check", stdout=StringIO())
 
 
+def test_a_difference_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the committed document does not have: one status of one operation."""
+    changed = copy.deepcopy(openapi.document())
+    del changed["paths"][URL]["post"]["responses"]["429"]
+    monkeypatch.setattr(openapi, "document", lambda: changed)
+    openapi.text.cache_clear()
+    try:
+        with pytest.raises(AssertionError):
+            test_the_committed_document_is_the_served_one()
+        with pytest.raises(CommandError, match="out of date"):
+            call_command("audit_openapi", "--check")
+    finally:
+        openapi.text.cache_clear()
+
+
 def test_the_document_names_every_operation_and_status() -> None:
     document = openapi.document()
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {URL, LEGACY, BATCH, "/v1/config/{service_name}"}
     event = document["paths"][URL]["post"]
-    expected = {"200", "400", "401", "405", "408", "413", "415", "422", "429", "503"}
-    assert set(event["responses"]) == expected
+    refusals = {"400", "401", "404", "405", "408", "413", "414", "415", "417", "422", "429"}
+    assert set(event["responses"]) == {"200", *refusals, "431", "500", "501", "503"}
     assert event["responses"]["401"]["content"] == {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
     }
+    (scheme,) = event["security"]
+    headers = {document["components"]["securitySchemes"][name]["name"] for name in scheme}
+    assert headers == set(openapi.SIGNATURE_HEADERS)
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
 
@@ -74,7 +94,15 @@ def test_answers_keep_the_contract(api: Client, configure: Configure) -> None:
 
 
 def test_the_event_s_schema_refuses_what_the_publisher_refuses() -> None:
-    for wrong in ({"response_code": "x"}, {"outcome": "maybe"}, {"service_name": ""}):
+    for wrong in (
+        {"response_code": "x"},
+        {"outcome": "maybe"},
+        {"service_name": ""},
+        {"service_name": "a/b"},
+        {"site_id": "17\x00"},
+        {"request_ts": -1},
+        {"response_ts": 1_790_000_000_000},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             check(make_event(**wrong), "LogEvent")
 
@@ -85,6 +113,9 @@ def test_the_page_for_people_needs_no_other_host() -> None:
     assert response.status_code == 200
     for word in (URL, BATCH, "request_id", "WM-SEC.AUTH-SIGNATURE", "Retry-After"):
         assert word in page
+    # What a problem's type points to.
+    for code in KINDS:
+        assert f'id="{code}"' in page
     assert not re.search(r'(src|href)="(https?:)?//', page)
     assert "<script" not in page
 
@@ -94,6 +125,7 @@ def test_many_that_ask_first_all_get_it() -> None:
 import threading, django
 django.setup()
 from audit_publisher import openapi
+from audit_publisher.problem_kinds import KINDS
 found, barrier = [], threading.Barrier(8)
 def ask():
     barrier.wait()
