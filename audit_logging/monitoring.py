@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from pathlib import Path
@@ -67,7 +67,32 @@ def exposition() -> tuple[bytes, str]:
 
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    return generate_latest(_Derived(registry)), CONTENT_TYPE_LATEST
+
+
+#: What is made of other metrics whenever they are read.
+_derived: dict[str, Callable[[list[Any]], Iterable[Any]]] = {}
+
+
+def derive(make: Callable[[list[Any]], Iterable[Any]]) -> None:
+    """Add metrics that are made of the others, of what was read at the same moment.
+
+    :param make: returns further metric families of ``prometheus_client`` for those it is given.
+    """
+    _derived[f"{make.__module__}.{make.__qualname__}"] = make
+
+
+class _Derived:
+    """A registry with what is derived from it."""
+
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Any]:
+        found = list(self._registry.collect())
+        yield from found
+        for make in _derived.values():
+            yield from make(found)
 
 
 # -- without prometheus_client -----------------------------------------------------------------

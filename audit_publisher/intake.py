@@ -61,6 +61,71 @@ class Result:
     outcome: Outcome
 
 
+class Intake:
+    """The events of one request, from their bytes to what is said of each.
+
+    :param http: forwarded headers of the request.
+    :param now: epoch microseconds.
+    :param batch: there may be producer records among them.
+    """
+
+    def __init__(
+        self,
+        events: Sequence[bytes | msgspec.Raw],
+        http: Mapping[str, str],
+        sender: Sender,
+        now: int,
+        *,
+        batch: bool = True,
+    ) -> None:
+        self._events = events
+        self._http = http
+        self._sender = sender
+        self._now = now
+        self._batch = batch
+        self._results: list[Result | None] = [None] * len(events)
+        self._next = 0
+        #: Index and request_id of what is in `items`.
+        self._ready: list[tuple[int, str]] = []
+        #: (topic, record) of each event that is valid so far.
+        self.items: list[tuple[str, Record]] = []
+
+    def prepare(self, count: int | None = None) -> bool:
+        """Validate, route and frame the next `count` events, or all; return whether more are left.
+
+        What is refused has its result, and is counted.
+        """
+        end = len(self._events) if count is None else min(len(self._events), self._next + count)
+        for index in range(self._next, end):
+            data = self._events[index]
+            try:
+                if self._batch and is_producer_record(data):
+                    request_id, item = _prepare_producer(bytes(data), self._sender, self._now)
+                    metrics.PRODUCER_RECORDS.inc()
+                else:
+                    request_id, item = _prepare(data, self._http, self._sender, self._now)
+            except (InvalidEvent, CodecError, RegistryError) as error:
+                retryable = isinstance(error, RegistryError)
+                metrics.REJECTED.labels(_reason(error)).inc()
+                self._results[index] = Result(
+                    request_id_of(data), Outcome("rejected", retryable=retryable, error=error)
+                )
+            else:
+                self._ready.append((index, request_id))
+                self.items.append(item)
+        self._next = end
+        return end < len(self._events)
+
+    def results(self, outcomes: Sequence[Outcome]) -> list[Result]:
+        """One result for each event, in order.
+
+        :param outcomes: what became of `items`.
+        """
+        for (index, request_id), outcome in zip(self._ready, outcomes, strict=True):
+            self._results[index] = Result(request_id, outcome)
+        return [result for result in self._results if result is not None]
+
+
 def take(
     events: Sequence[bytes | msgspec.Raw],
     http: Mapping[str, str],
@@ -69,39 +134,15 @@ def take(
     *,
     batch: bool = True,
 ) -> list[Result]:
-    """Take `events`; return one result each, in order.
-
-    :param http: forwarded headers of the request.
-    :param now: epoch microseconds.
-    :param batch: there may be producer records among them.
-    """
-    metrics.RECEIVED.inc(len(events))
-    results: list[Result | None] = [None] * len(events)
-    ready: list[tuple[int, str, str, Record]] = []
-    for index, data in enumerate(events):
-        try:
-            if batch and is_producer_record(whole := bytes(data)):
-                request_id, topic, record = _prepare_producer(whole, sender, now)
-                metrics.PRODUCER_RECORDS.inc()
-            else:
-                request_id, topic, record = _prepare(data, http, sender, now)
-        except (InvalidEvent, CodecError, RegistryError) as error:
-            retryable = isinstance(error, RegistryError)
-            metrics.REJECTED.labels(_reason(error)).inc()
-            results[index] = Result(
-                request_id_of(data), Outcome("rejected", retryable=retryable, error=error)
-            )
-        else:
-            ready.append((index, request_id, topic, record))
-    outcomes = get_publisher().publish([(topic, record) for _, _, topic, record in ready])
-    for (index, request_id, _, _), outcome in zip(ready, outcomes, strict=True):
-        results[index] = Result(request_id, outcome)
-    return [result for result in results if result is not None]
+    """Take `events`, and wait; return one result each, in order. See :class:`Intake`."""
+    intake = Intake(events, http, sender, now, batch=batch)
+    intake.prepare()
+    return intake.results(get_publisher().publish(intake.items))
 
 
 def _prepare(
     data: bytes | msgspec.Raw, http: Mapping[str, str], sender: Sender, now: int
-) -> tuple[str, str, Record]:
+) -> tuple[str, tuple[str, Record]]:
     size = len(memoryview(data))
     if size > conf.MAX_EVENT_BYTES:
         raise TooLarge("", f"it has {size:,} bytes; {conf.MAX_EVENT_BYTES:,} are allowed")
@@ -114,11 +155,10 @@ def _prepare(
     if not sender.may_publish_for(event.service_name):
         raise NotAllowed("service_name", "this consumer may not publish for this service")
     _check_age(event.request_ts, now)
-    topic, record = routing.to_record(event, http, now)
-    return str(event.request_id), topic, record
+    return str(event.request_id), routing.to_record(event, http, now)
 
 
-def _prepare_producer(data: bytes, sender: Sender, now: int) -> tuple[str, str, Record]:
+def _prepare_producer(data: bytes, sender: Sender, now: int) -> tuple[str, tuple[str, Record]]:
     try:
         said = parse_producer_record(data)
     except InvalidEvent:
@@ -128,8 +168,7 @@ def _prepare_producer(data: bytes, sender: Sender, now: int) -> tuple[str, str, 
     if not sender.may_publish_for(said.service_name):
         raise NotAllowed("service_name", "this consumer may not publish for this service")
     _check_age(said.at, now, "at")
-    topic, record = producer_records.to_record(said, now)
-    return str(said.request_id), topic, record
+    return str(said.request_id), producer_records.to_record(said, now)
 
 
 def _check_age(seconds: int | float, now: int, name: str = "request_ts") -> None:

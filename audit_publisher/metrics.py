@@ -1,19 +1,20 @@
 """Every metric of the publisher, with what to do about it.
 
-received = published + spooled + rejected, always. They count producer records like events.
+received = published + spooled + rejected, always: it is their sum, made when they are read, so that
+no moment and no crash comes between them. They count producer records like events.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
 
-RECEIVED = Counter(
-    "audit_publisher_events_received_total",
-    "Events that came in with a request that was let in. Equals published + spooled + rejected.",
-)
+from audit_logging import monitoring
+
 PRODUCER_RECORDS = Counter(
     "audit_publisher_producer_records_total",
     "Of what was received and is valid: the records by which capture processes say how many events "
@@ -113,3 +114,28 @@ def published(region: str) -> Any:
 def append_seconds(region: str) -> Any:
     """APPEND_SECONDS of a region."""
     return APPEND_SECONDS.labels(region)
+
+
+_PARTS = frozenset(
+    f"audit_publisher_events_{part}" for part in ("published", "spooled", "rejected")
+)
+
+
+def received(families: Iterable[Metric]) -> Iterator[Metric]:
+    """The counter of all events, from those of what became of them."""
+    total = sum(
+        sample.value
+        for family in families
+        if family.name in _PARTS
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    )
+    yield CounterMetricFamily(
+        "audit_publisher_events_received",
+        "Events that came in with a request that was let in, and whose fate is known. Equals "
+        "published + spooled + rejected.",
+        total,
+    )
+
+
+monitoring.derive(received)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.cache import patch_cache_control
@@ -19,23 +18,18 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from audit_logging import tracing, uptake
-from audit_logging.fitting import LIMIT_HEADER
 
-from . import contract, metrics
+from . import contract, metrics, operations
 from .authentication import SignatureAuthentication
 from .body import read_body
-from .conf import PublisherSettings, conf
-from .exceptions import AmbiguousHeader, InvalidHeader
+from .conf import PublisherSettings
 from .flags import Board, FlagsCache, matches
-from .intake import Result, error_of, problem_of, take
-from .problems import Problem, answer, not_allowed
-from .routing import TRACE, http_headers
-from .serializers import split_array
+from .intake import take
+from .operations import JSON, Operation
+from .problems import Problem, not_allowed
 
 logger = logging.getLogger(__name__)
 
-JSON = "application/json"
-NDJSON = "application/x-ndjson"
 #: Which process asks for its flags.
 PROCESS = "HTTP_" + uptake.HEADER.upper().replace("-", "_")
 
@@ -67,8 +61,8 @@ class PublisherView(APIView):
         """Answer, and count the answer."""
         with metrics.REQUEST_SECONDS.labels(self.operation).time():
             response = super().dispatch(request, *args, **kwargs)
-        # Each answer tells it, so that no sender needs a setting that must agree with ours.
-        response[LIMIT_HEADER] = str(conf.MAX_EVENT_BYTES)
+        for name, value in operations.fixed_headers().items():
+            response[name] = value
         metrics.REQUESTS.labels(self.operation, str(response.status_code)).inc()
         return response
 
@@ -88,121 +82,62 @@ class PublisherView(APIView):
         return exc.response()
 
 
-def _content_type(request: Request, *allowed: str) -> str:
-    essence, _, parameters = (request.META.get("CONTENT_TYPE") or "").partition(";")
-    essence = essence.strip().lower()
-    charset = parameters.lower().partition("charset=")[2].strip(" \"'")
-    if essence not in allowed:
-        raise Problem(
-            415,
-            f"Send {' or '.join(allowed)}, not {essence[:100] or 'nothing'}.",
-            header="Content-Type",
-        )
-    if charset not in {"", "utf-8", "utf8"}:
-        raise Problem(415, "Send UTF-8.", header="Content-Type")
-    return essence
+class _EventsView(PublisherView):
+    """Takes events; each operation is one of these."""
+
+    http_method_names = ["post"]
+    does: Operation
+
+    def _take(self, request: Request) -> HttpResponse:
+        form = self.does.form_of(request.META.get("CONTENT_TYPE") or "")
+        body = read_body(request._request, self.does.limit)
+        events = self.does.events_in(body, form)
+        http = self.does.forwarded(request.META, request.user.consumer_id)
+        parent = {
+            name: request.META.get(f"HTTP_{name.upper()}") for name in ("traceparent", "tracestate")
+        }
+        with tracing.span("publish", kind="server", parent=parent, events=len(events)):
+            results = take(events, http, request.user, time.time_ns() // 1000, batch=self.does.many)
+        content = self.does.answer(results)
+        if not content:
+            return HttpResponse(status=204)
+        return HttpResponse(content, content_type=JSON)
 
 
-def _take(
-    request: Request, events: Sequence[bytes | msgspec.Raw], *, batch: bool = False
-) -> list[Result]:
-    try:
-        http = http_headers(request.META, request.user.consumer_id)
-    except AmbiguousHeader as error:
-        raise Problem(400, str(error), code="ambiguous-header", header=error.header) from error
-    except InvalidHeader as error:
-        raise Problem(422, str(error), code="invalid-header", header=error.header) from error
-    if batch:
-        # That of the delivery, which says nothing of the events in it.
-        http.pop(TRACE, None)
-    with tracing.span("publish", kind="server", parent=_sent_along(request), events=len(events)):
-        return take(events, http, request.user, time.time_ns() // 1000, batch=batch)
-
-
-def _sent_along(request: Request) -> dict[str, str | None]:
-    return {
-        name: request.META.get(f"HTTP_{name.upper()}") for name in ("traceparent", "tracestate")
-    }
-
-
-def _take_one(request: Request) -> Result:
-    _content_type(request, JSON)
-    body = read_body(request._request, conf.MAX_EVENT_BYTES)
-    (result,) = _take(request, [body])
-    if result.outcome.status == "rejected":
-        raise problem_of(result.outcome)
-    return result
-
-
-class EventView(PublisherView):
+class EventView(_EventsView):
     """Take one event."""
 
-    operation = "event"
-    http_method_names = ["post"]
+    operation = operations.EVENT.name
+    does = operations.EVENT
 
     @extend_schema(**contract.EVENT)
     def post(self, request: Request) -> HttpResponse:
         """Take one event; the answer says where it is durable."""
-        result = _take_one(request)
-        body = {"status": result.outcome.status, "request_id": result.request_id}
-        if result.outcome.region is not None:
-            body["region"] = result.outcome.region
-        return answer(body)
+        return self._take(request)
 
 
-class LegacyEventView(PublisherView):
+class LegacyEventView(_EventsView):
     """Take one event, as the system before this one did."""
 
-    operation = "legacy"
-    http_method_names = ["post"]
+    operation = operations.LEGACY.name
+    does = operations.LEGACY
 
     @extend_schema(**contract.LEGACY)
     def post(self, request: Request) -> HttpResponse:
         """Take one event; nothing is said but that it is durable."""
-        _take_one(request)
-        return HttpResponse(status=204)
+        return self._take(request)
 
 
-class BatchView(PublisherView):
+class BatchView(_EventsView):
     """Take many events."""
 
-    operation = "batch"
-    http_method_names = ["post"]
+    operation = operations.BATCH.name
+    does = operations.BATCH
 
     @extend_schema(**contract.BATCH)
     def post(self, request: Request) -> HttpResponse:
         """Take many events; the answer has one item for each, in order."""
-        form = _content_type(request, JSON, NDJSON, "application/jsonl")
-        body = read_body(request._request, conf.MAX_BATCH_BYTES)
-        events: Sequence[bytes | msgspec.Raw]
-        if form == JSON:
-            try:
-                events = split_array(body)
-            except ValueError as error:
-                raise Problem(400, str(error), code="not-json", field="") from error
-        else:
-            events = [line for line in body.split(b"\n") if line.strip()]
-        if len(events) > conf.MAX_BATCH_EVENTS:
-            raise Problem(
-                413,
-                f"{len(events):,} events; {conf.MAX_BATCH_EVENTS:,} are allowed in one batch.",
-                code="too-many-events",
-                field="",
-            )
-        results = _take(request, events, batch=True)
-        if results and all(result.outcome.retryable for result in results):
-            raise problem_of(results[0].outcome)
-        return answer({"items": [_item(result) for result in results]})
-
-
-def _item(result: Result) -> dict[str, Any]:
-    return {
-        "request_id": result.request_id,
-        "status": result.outcome.status,
-        "region": result.outcome.region,
-        "retryable": result.outcome.retryable,
-        "error": error_of(result.outcome),
-    }
+        return self._take(request)
 
 
 _flags = FlagsCache()

@@ -9,8 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 from django.test import Client
-from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
 
+from audit_logging import monitoring
 from audit_logging.conf import LoggingSettings
 from audit_logging.producers import Producer
 from audit_publisher import intake, openapi
@@ -22,7 +23,12 @@ from tests.unit.audit_publisher.test_views import post
 
 
 def count(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(f"audit_publisher_{name}_total", labels) or 0.0
+    page = monitoring.exposition()[0].decode()
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == f"audit_publisher_{name}_total" and sample.labels == labels:
+                return sample.value
+    return 0.0
 
 
 def items(response: Any) -> list[dict[str, Any]]:
