@@ -219,6 +219,13 @@ class PublisherSettings(AppSettings):
         unit="seconds",
         minimum=0.1,
     )
+    STARTUP_SECONDS: float = option(
+        30.0,
+        "How long /health/startup waits for regions and topics to be as they are configured. "
+        "Then it says ok, and /health/ready alone keeps traffic away: a restart mends neither.",
+        unit="seconds",
+        minimum=0,
+    )
     METRICS_PUBLIC: bool = option(True, "Serve /metrics to whoever asks; off: staff users only.")
 
     def region_urls(self) -> dict[str, str]:

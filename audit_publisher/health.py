@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from . import authentication, codec, eventlog, routing
-from .conf import conf
-from .exceptions import RegistryError
+from . import authentication, codec, eventlog, routing, topics
+from .bounded import Look
+from .conf import PublisherSettings, conf
+from .exceptions import EventLogError, RegistryError
 from .problems import answer
 from .publish import get_publisher
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a probe may take: below the second that Kubernetes waits for it.
+PATIENCE = 0.8
+#: Seconds for which the last answer holds while the next one is not there: something hangs.
+GOOD_FOR = 15.0
+#: Seconds until regions are asked again for partitions and settings of topics, which seldom change.
+TOPICS_EVERY = 30.0
+
+_began = time.monotonic()
 _started = False
+#: What the look is at, for whoever finds that it hangs.
+_doing = ""
 
 
 @require_safe
@@ -28,27 +41,49 @@ def live(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def ready(request: HttpRequest) -> HttpResponse:
-    """Some durable place takes events, and nothing is configured wrongly."""
+    """Some durable place takes events, and nothing is configured so that none ever would."""
     report = _report()
     return answer(report, 200 if report["status"] != "failing" else 503)
 
 
 @require_safe
 def startup(request: HttpRequest) -> HttpResponse:
-    """As `ready`, until that has been true once."""
+    """As `ready` with every topic in its place, until that has been true once.
+
+    After STARTUP_SECONDS it waits no longer: a restart makes no topic and brings no region back,
+    and `ready` keeps traffic away where that is right.
+    """
     global _started
-    if not _started:
-        report = _report()
-        # Stricter than `ready`: a topic that is not there is a mistake found before traffic.
-        _started = report["status"] != "failing" and not any(
-            region["missing_topics"] for region in report["regions"].values()
+    if _started:
+        return answer({"status": "ok"})
+    report = _report()
+    # Stricter than `ready`: a topic that is not there is a mistake found before traffic.
+    _started = report["status"] != "failing" and not any(
+        region["missing_topics"] for region in report["regions"].values()
+    )
+    if not _started and time.monotonic() - _began > conf.STARTUP_SECONDS:
+        _started = True
+        logger.error(
+            "After %g s this is still wrong, and startup waits no longer: %s",
+            conf.STARTUP_SECONDS,
+            " ".join(report["problems"]),
         )
-        return answer(report, 200 if _started else 503)
-    return answer({"status": "ok"})
+    return answer(report, 200 if _started else 503)
 
 
 def _report() -> dict[str, Any]:
-    """What :func:`readiness` says; a probe's answer is never an error of its own."""
+    """What :func:`readiness` says; in time, and never an error of its own."""
+    said = _look.ask(PATIENCE, GOOD_FOR)
+    if said is not None:
+        return said
+    return {
+        "status": "failing",
+        "problems": [f"{_doing or 'It'} does not answer: {_look.seconds():.0f} s so far."],
+        "regions": {},
+    }
+
+
+def _readiness() -> dict[str, Any]:
     try:
         return readiness()
     except Exception as error:
@@ -60,20 +95,59 @@ def _report() -> dict[str, Any]:
         }
 
 
-def readiness() -> dict[str, Any]:
-    """What works and what does not, each with the setting to look at.
+_look = Look(_readiness)
 
-    ``ok``: the first region takes events. ``degraded``: events are durable, but not where they
-    should be. ``failing``: events would be refused, or no region that answers has the default
-    topic. One service's missing topic does not take the others' publisher away.
+
+class _Topics:
+    """What each region last said of its topics."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[float, tuple[Sequence[str], ...], topics.Answer]] = {}
+
+    def of(self, region: str, wanted: Sequence[str], missing: Sequence[str]) -> topics.Answer:
+        """Return what a region that answers says, half a minute old at most."""
+        now = time.monotonic()
+        asked = (tuple(wanted), tuple(missing))
+        kept = self._said.get(region)
+        if kept is not None and kept[1] == asked and now - kept[0] < TOPICS_EVERY:
+            return kept[2]
+        said: topics.Answer
+        try:
+            said = eventlog.get_region(region).describe(wanted)
+        except EventLogError as error:
+            # The region's state will say so, if it lasts.
+            return error
+        self._said[region] = (now, asked, said)
+        return said
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._said.clear()
+
+
+_topics = _Topics()
+
+
+def readiness() -> dict[str, Any]:
+    """What works and what does not, each with the setting to look at. It may take its time.
+
+    ``ok``: every region takes events. ``degraded``: events are durable, but not everywhere, or
+    not all of them, or not where they should be. ``failing``: events would be refused, or the
+    regions, which all answer, have no default topic. One service's missing topic does not take
+    the others' publisher away.
     """
+    _at("The publisher")
     publisher = get_publisher()
     publisher.start()
     failures: list[str] = []
     warnings: list[str] = []
+    _at("Django's database")
+    wanted = routing.topics()
     regions: dict[str, Any] = {}
+    said: dict[str, topics.Answer] = {}
     urls = conf.region_urls()
-    for region in eventlog.region_names():
+    for region, url in urls.items():
+        _at(f"Region {region}")
         state = publisher.states.get(region)
         up = state is not None and state.up
         missing = list(state.missing_topics) if state else []
@@ -81,19 +155,27 @@ def readiness() -> dict[str, Any]:
         setting = f"AUDIT_PUBLISHER_{region.upper()}_URL"
         if state is None:
             # A probe must answer quickly: the background looks, and this waits for it.
-            failures.append(f"{setting}: {urls[region]} has not been looked at yet.")
+            failures.append(f"{setting}: {url} has not been looked at yet.")
         elif not up:
-            warnings.append(f"{setting}: {urls[region]} does not answer: {state.error}")
-        warnings += [_missing_topic(topic, region) for topic in missing]
+            warnings.append(f"{setting}: {url} does not answer: {state.error}")
+        else:
+            said[region] = _topics.of(region, wanted, missing)
+        warnings += [str(topics.missing(topic, region)) for topic in missing]
+    wrong = [each for each in topics.problems(said, wanted) if each.kind in topics.HOLDS_UP]
+    warnings += [str(each) for each in wrong if each.kind != "missing"]
+    _at("The spool's disk")
     spool_problem = publisher.spool.accepts()
+    records, size = (0, 0) if spool_problem else publisher.spool.size()
     answering = [each for each in regions.values() if each["up"]]
     usable = any(conf.DEFAULT_TOPIC not in each["missing_topics"] for each in answering)
-    if answering and not usable:
-        failures += [_missing_topic(conf.DEFAULT_TOPIC, region) for region in regions]
+    if len(answering) == len(regions) and not usable:
+        # Nobody is away, and it is nowhere: a name that is wrong, rather than an outage.
+        failures += [str(topics.missing(conf.DEFAULT_TOPIC, region)) for region in regions]
         warnings = [warning for warning in warnings if warning not in failures]
     if spool_problem:
         (warnings if usable else failures).append(spool_problem)
-    for topic in routing.topics():
+    _at("The schema registry (AUDIT_PUBLISHER_REGISTRY_URL)")
+    for topic in wanted:
         try:
             codec.schema_ids.get(topic)
         except RegistryError as error:
@@ -101,7 +183,6 @@ def readiness() -> dict[str, Any]:
             break
     if conf.SIGNATURE != "off" and not authentication.known():
         failures.append("Public keys could not be read from Django's database even once.")
-    records, size = (0, 0) if spool_problem else publisher.spool.size()
     return {
         "status": "failing" if failures else "degraded" if warnings else "ok",
         "problems": failures + warnings,
@@ -111,13 +192,16 @@ def readiness() -> dict[str, Any]:
     }
 
 
-def _missing_topic(topic: str, region: str) -> str:
-    where = (
-        "AUDIT_PUBLISHER_DEFAULT_TOPIC"
-        if topic == conf.DEFAULT_TOPIC
-        else "Topic routes in the admin"
-    )
-    return (
-        f"{where}: region {region} has no topic {topic!r}. Correct the name, or create it with "
-        "manage.py audit_topics --create"
-    )
+def _at(what: str) -> None:
+    global _doing
+    _doing = what
+
+
+def _reconfigure(*, setting: str, **kwargs: Any) -> None:
+    global _look
+    if setting == PublisherSettings.prefix:
+        _look = Look(_readiness)
+        _topics.clear()
+
+
+setting_changed.connect(_reconfigure)

@@ -25,6 +25,9 @@ Answer = Mapping[str, TopicFacts | None] | Exception
 
 Kind = Literal["missing", "partitions", "size", "cleanup", "retention", "replicas", "unknown"]
 
+#: What loses events, or holds them up, today.
+HOLDS_UP = frozenset({"missing", "partitions", "size", "cleanup"})
+
 
 @dataclass(frozen=True, slots=True)
 class TopicProblem:
@@ -68,7 +71,7 @@ def problems(answers: Mapping[str, Answer], topics: Iterable[str]) -> list[Topic
         for region, said in heard.items():
             facts = said.get(topic)
             if facts is None:
-                found.append(_missing(topic, region))
+                found.append(missing(topic, region))
                 continue
             counts[region] = facts.partitions
             found += _of_one(topic, region, facts)
@@ -85,7 +88,8 @@ def _setting(topic: str) -> str:
     )
 
 
-def _missing(topic: str, region: str) -> TopicProblem:
+def missing(topic: str, region: str) -> TopicProblem:
+    """A region has no such topic."""
     return TopicProblem(
         "missing",
         topic,

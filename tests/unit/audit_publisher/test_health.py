@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from django.test import Client
 from audit_publisher import eventlog, health, publish, routing
 from audit_publisher.conf import conf
 from audit_publisher.eventlog.local import LocalEventLog
+from audit_publisher.exceptions import RegionUnavailable
 from audit_publisher.models import TopicRoute
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import URL, Configure
@@ -20,6 +25,9 @@ from tests.unit.audit_publisher.test_views import post
 @pytest.fixture(autouse=True)
 def not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_started", False)
+    monkeypatch.setattr(health, "_began", time.monotonic())
+    # What is asked is answered, however slow the machine is; tests of patience set their own.
+    monkeypatch.setattr(health, "PATIENCE", 60.0)
 
 
 def look() -> None:
@@ -108,6 +116,149 @@ def test_one_service_s_missing_topic_does_not_stop_the_others(
     strict.ensure_topic("inventory-evnets", 1)
     look()
     assert api.get("/health/startup").status_code == 200
+
+
+@pytest.fixture
+def pair(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> dict[str, LocalEventLog]:
+    """Two regions that make no topic by themselves."""
+    configure(SECONDARY_URL=f"local://{tmp_path}/unused.sqlite3")
+    logs: dict[str, LocalEventLog] = {
+        name: Strict(name, tmp_path / f"{name}.sqlite3") for name in ("primary", "secondary")
+    }
+    monkeypatch.setattr(eventlog, "open_region", lambda name, url: logs[name])
+    return logs
+
+
+def test_a_topic_that_one_region_lacks(api: Client, pair: dict[str, LocalEventLog]) -> None:
+    pair["primary"].ensure_topic("api-audit-events", 4)
+    look()
+    report = api.get("/health/ready").json()
+    assert report["status"] == "degraded"
+    assert report["problems"] == [
+        "AUDIT_PUBLISHER_DEFAULT_TOPIC: region secondary has no topic 'api-audit-events'. "
+        "Correct the name, or create it with manage.py audit_topics --create"
+    ]
+    assert report["regions"]["secondary"]["missing_topics"] == ["api-audit-events"]
+    assert api.get("/health/startup").status_code == 503
+    pair["secondary"].ensure_topic("api-audit-events", 4)
+    look()
+    assert api.get("/health/ready").json()["status"] == "ok"
+    assert api.get("/health/startup").status_code == 200
+
+
+def test_an_outage_of_the_region_that_has_the_topic_leaves_the_spool(
+    api: Client, pair: dict[str, LocalEventLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found degraded before; now events are durable all the same, so traffic may come."""
+
+    def dead(*args: Any) -> Any:
+        raise RegionUnavailable("primary: no broker answers")
+
+    monkeypatch.setattr(pair["primary"], "missing", dead)
+    look()
+    response = api.get("/health/ready")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert any("no broker answers" in line for line in response.json()["problems"])
+    assert post(api, URL, make_event()).json()["status"] == "spooled"
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((4, 8), "different numbers of partitions in different regions: primary 4, secondary 8"),
+        ((2, 2), "fewer partitions than AUDIT_PUBLISHER_TOPIC_PARTITIONS (4)"),
+    ],
+)
+def test_other_partitions_than_expected(
+    api: Client, pair: dict[str, LocalEventLog], counts: tuple[int, int], said: str
+) -> None:
+    for log, count in zip(pair.values(), counts, strict=True):
+        log.ensure_topic("api-audit-events", count)
+    look()
+    response = api.get("/health/ready")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    (problem,) = response.json()["problems"]
+    assert said in problem
+
+
+def test_a_topic_that_takes_less_than_the_largest_event(
+    api: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = LocalEventLog(
+        "primary", tmp_path / "small.sqlite3", create_partitions=4, max_record_bytes=1_048_588
+    )
+    monkeypatch.setattr(eventlog, "open_region", lambda name, url: log)
+    look()
+    report = api.get("/health/ready").json()
+    assert report["status"] == "degraded"
+    assert "max.message.bytes" in report["problems"][0]
+
+
+def test_startup_does_not_wait_for_ever(
+    api: Client, strict: LocalEventLog, configure: Configure
+) -> None:
+    configure(STARTUP_SECONDS=3600)
+    look()
+    assert api.get("/health/startup").status_code == 503
+    configure(STARTUP_SECONDS=0)
+    look()
+    # Not a restart, which would mend nothing: readiness keeps traffic away.
+    assert api.get("/health/startup").status_code == 200
+    assert api.get("/health/ready").status_code == 503
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A broker that hangs: it takes connections, and never says a word."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_broker_that_hangs_is_a_region_that_is_down(
+    api: Client, configure: Configure, silent: str
+) -> None:
+    configure(PRIMARY_URL=f"kafka://{silent}", REQUEST_TIMEOUT=0.3)
+    look()
+    response = api.get("/health/ready")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert f"kafka://{silent} does not answer" in response.json()["problems"][0]
+
+
+def test_what_hangs_holds_no_probe(
+    api: Client, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look()
+    assert api.get("/health/ready").status_code == 200
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
+    goes_on = threading.Event()
+    hanging = []
+
+    def hang(self: Any) -> str:
+        hanging.append(threading.current_thread())
+        goes_on.wait(60)
+        return ""
+
+    monkeypatch.setattr("audit_publisher.spool.Spool.accepts", hang)
+    try:
+        # The last answer holds for a while, and then nobody may believe it any more.
+        assert api.get("/health/ready").status_code == 200
+        monkeypatch.setattr(health, "GOOD_FOR", 0.0)
+        for probe in ("ready", "startup", "ready"):
+            response = api.get(f"/health/{probe}")
+            assert response.status_code == 503
+            assert "The spool's disk does not answer" in response.json()["problems"][0]
+        assert api.get("/health/live").status_code == 200
+        assert len(hanging) == 1
+    finally:
+        goes_on.set()
+        for thread in hanging:
+            thread.join()
+    monkeypatch.setattr(health, "PATIENCE", 60.0)
+    assert api.get("/health/ready").status_code == 200
 
 
 def test_startup_stays_done(api: Client, configure: Configure, tmp_path: Path) -> None:
