@@ -44,7 +44,7 @@ class Actor:
     :ivar name: a user's name, or "audit_key by root" for a command.
     :ivar user_id: the user's primary key as text; empty for a command.
     :ivar address: the address that the request came from.
-    :ivar forwarded: what the request's X-Forwarded-For says; a claim, unless a proxy of ours set it.
+    :ivar forwarded: the request's X-Forwarded-For: a claim, unless a proxy of ours has set it.
     """
 
     name: str

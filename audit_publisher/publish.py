@@ -16,7 +16,7 @@ from django.core.signals import setting_changed
 from audit_logging.background import Loop
 from audit_logging.spool import Record, StoredRecord
 
-from . import eventlog, metrics, routing
+from . import control, eventlog, metrics, routing
 from .breaker import Breaker
 from .conf import PublisherSettings, conf
 from .eventlog import EventLog, Receipt
@@ -207,6 +207,7 @@ class Publisher:
     # -- in the background ----------------------------------------------------------------
 
     def _step(self) -> float:
+        control.report(self)
         self.probe()
         self.drain()
         records, size = self.spool.size()

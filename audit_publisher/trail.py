@@ -82,7 +82,7 @@ class TrailLine(models.Model):
         default_permissions = ("view",)
 
     def __str__(self) -> str:
-        return f"{self.actor} {self.get_action_display()} {self.kind} {self.text}"  # type: ignore[attr-defined]
+        return f"{self.actor} {self.get_action_display()} {self.kind} {self.text}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Add the line; one that is there already stays as it is.
@@ -183,6 +183,6 @@ def _changed(sender: Any, change: Change, **kwargs: Any) -> None:
 
 def _refused(sender: Any, refused: Refused, **kwargs: Any) -> None:
     try:
-        note(TrailLine.Action.REFUSED, refused.kind, refused.what, actor=refused.actor)
+        note(TrailLine.Action.REFUSED.value, refused.kind, refused.what, actor=refused.actor)
     except Exception as error:  # noqa: BLE001  # nothing was changed; the answer stays 403
         logger.warning("A refusal could not be noted in the trail: %s", error)
