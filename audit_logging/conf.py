@@ -112,6 +112,12 @@ class LoggingSettings(AppSettings):
         "can be used signs. Read again when it changes, so that a folder rotates key and version "
         "together, without a restart. Empty: deliveries are not signed.",
     )
+    SIGNATURE_SCHEME: Literal["legacy", "rsa-v1_5-sha256", "rsa-pss-sha512"] = option(
+        "legacy",
+        "How deliveries are signed. `legacy`: consumer id, time and key version, as publishers of "
+        "every version take it. The others are message signatures (RFC 9421), which also cover "
+        "method, path and body; the name is the algorithm's. See docs/signatures.md.",
+    )
     DELIVERY: Literal["celery", "direct", "kafka"] = option(
         "celery",
         "How events leave the service. `celery`: over the broker to a worker, which posts them to "

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import urllib3
+from urllib3.util import parse_url
 
 from . import tracing
 from .batch import Batch
@@ -87,7 +88,12 @@ class Publisher:
             ),
         )
         self._signer = (
-            Signer(options.CONSUMER_ID, options.KEY_VERSION, options.PRIVATE_KEY_PATH)
+            Signer(
+                options.CONSUMER_ID,
+                options.KEY_VERSION,
+                options.PRIVATE_KEY_PATH,
+                options.SIGNATURE_SCHEME,
+            )
             if options.PRIVATE_KEY_PATH is not None
             else None
         )
@@ -211,7 +217,13 @@ class Publisher:
         deadline = time.monotonic() + self._timeout
         try:
             if self._signer is not None:
-                headers = headers | self._signer.headers(int(self._clock() * 1000))
+                headers = headers | self._signer.sign(
+                    method,
+                    # As it goes over the wire, with the path that PUBLISHER_URL may have.
+                    parse_url(self._base + path).request_uri,
+                    body,
+                    int(self._clock() * 1000),
+                )
             headers = headers | tracing.headers()
             response = self._pool.request(
                 method,

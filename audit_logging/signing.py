@@ -1,9 +1,10 @@
-"""Signatures of deliveries: SHA256withRSA over consumer id, timestamp and key version.
+"""Signatures of deliveries, in one of two schemes; docs/signatures.md tells them for people.
 
-The scheme is the public one of the partner APIs this log serves: the canonical string is the
+The legacy scheme is the public one of the partner APIs this log serves: the canonical string is the
 values of WM_CONSUMER.ID, WM_CONSUMER.INTIMESTAMP and WM_SEC.KEY_VERSION, in the order of the
 sorted header names, each stripped and followed by a newline; RSA PKCS#1 v1.5 with SHA-256, in
-base64. Method, path and body are not covered.
+base64. Method, path and body are not covered. Message signatures cover them: see
+:mod:`.message_signatures`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import base64
 import logging
 import re
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from . import message_signatures as messages
 from .exceptions import AuditLoggingError
 
 if TYPE_CHECKING:
@@ -27,6 +31,9 @@ CONSUMER_ID = "WM-CONSUMER.ID"
 TIMESTAMP = "WM-CONSUMER.INTIMESTAMP"
 KEY_VERSION = "WM-SEC.KEY-VERSION"
 SIGNATURE = "WM-SEC.AUTH-SIGNATURE"
+
+#: What a delivery is signed with: the legacy scheme, or a message signature of this algorithm.
+Scheme = Literal["legacy", "rsa-v1_5-sha256", "rsa-pss-sha512"]
 
 #: What may stand in a header, and sorts; a leading dot is a hidden file.
 _VERSION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -61,32 +68,82 @@ class Signer:
     :param key_path: a PEM file with an RSA private key, not encrypted; or a folder of such files,
         each named ``<key version>.pem``. Of a folder the highest version that can be used signs
         (10 is higher than 9), so that key and version change in one step: the file appears.
+    :param scheme: how :meth:`sign` signs.
+    :param nonce: makes what tells one message signature from every other.
     """
 
-    def __init__(self, consumer_id: str, key_version: str, key_path: Path) -> None:
+    def __init__(
+        self,
+        consumer_id: str,
+        key_version: str,
+        key_path: Path,
+        scheme: Scheme = "legacy",
+        nonce: Callable[[], str] = lambda: secrets.token_urlsafe(18),
+    ) -> None:
         self.consumer_id = consumer_id
         self.key_version = key_version
         self.key_path = Path(key_path)
+        self.scheme = scheme
+        self._nonce = nonce
         self._stamp: object = None
         self._current: SigningKey | None = None
 
+    def sign(self, method: str, target: str, body: bytes | None, now_ms: int) -> dict[str, str]:
+        """Return the headers that sign one request, in the scheme that was chosen.
+
+        :param target: path and query, as they are sent.
+        :param body: as it is sent; None: there is none.
+        :param now_ms: when it is sent, epoch milliseconds. Each try is signed anew.
+        :raises SigningError: naming what is wrong with the key.
+        """
+        if self.scheme == "legacy":
+            return self.headers(now_ms)
+        consumer_id = self._named()
+        current = self.current()
+        path, mark, query = target.partition("?")
+        components = [("@method", method), ("@path", path)]
+        headers = {CONSUMER_ID: consumer_id}
+        if mark:
+            components.append(("@query", f"?{query}"))
+        if body is not None:
+            headers[messages.DIGEST] = messages.content_digest(body)
+            components.append((messages.DIGEST.lower(), headers[messages.DIGEST]))
+        components.append((CONSUMER_ID.lower(), consumer_id))
+        try:
+            names = " ".join(messages.quoted(name) for name, _ in components)
+            keyid = messages.quoted(f"{consumer_id}:{current.version}")
+        except ValueError as error:
+            raise SigningError(f"CONSUMER_ID or KEY_VERSION: {error}.") from error
+        params = (
+            f"({names});created={now_ms // 1000};keyid={keyid}"
+            f';alg="{self.scheme}";nonce="{self._nonce()}"'
+        )
+        signature = current.key.sign(
+            messages.signature_base(components, params),
+            *messages.padding_and_hash(self.scheme),
+        )
+        return headers | {
+            messages.INPUT: f"{messages.LABEL}={params}",
+            messages.SIGNATURE: f"{messages.LABEL}=:{base64.b64encode(signature).decode()}:",
+        }
+
+    def _named(self) -> str:
+        if not self.consumer_id.strip():
+            raise SigningError("CONSUMER_ID is empty: a signature needs it.")
+        return self.consumer_id.strip()
+
     def headers(self, now_ms: int) -> dict[str, str]:
-        """Return the four signature headers for a request made at `now_ms` (epoch ms).
+        """Return the four headers of the legacy scheme for a request made at `now_ms` (epoch ms).
 
         :raises SigningError: naming what is wrong with the key.
         """
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import padding
-
-        if not self.consumer_id:
-            raise SigningError("CONSUMER_ID is empty: a signature needs it.")
+        self._named()
         timestamp = str(now_ms)
         # Once, as another thread may find a newer one meanwhile.
         current = self.current()
         signature = current.key.sign(
             canonical(self.consumer_id, timestamp, current.version),
-            padding.PKCS1v15(),
-            hashes.SHA256(),
+            *messages.padding_and_hash("rsa-v1_5-sha256"),
         )
         return {
             CONSUMER_ID: self.consumer_id,

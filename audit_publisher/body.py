@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import IO, Any
 
 from django.http import HttpRequest
@@ -13,10 +14,14 @@ from .problems import Problem
 _CHUNK = 64 << 10
 
 
-def read_body(request: HttpRequest, limit: int) -> bytes:
+def read_body(
+    request: HttpRequest, limit: int, check: Callable[[bytes], None] | None = None
+) -> bytes:
     """Return the body, decompressed.
 
     :param limit: bytes that it may have, before and after decompression.
+    :param check: called with the body as it was received, before anything of it is used; it may
+        refuse it.
     :raises Problem: 413 too large, 415 an encoding we do not take, 400 cut short or damaged, 408
         not sent to its end in time.
     """
@@ -29,6 +34,8 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
             header="Content-Encoding",
         )
     raw = _read(request, limit)
+    if check is not None:
+        check(raw)
     return _gunzip(raw, limit) if encoding == "gzip" else raw
 
 

@@ -11,7 +11,7 @@ from audit_logging.conf import LoggingSettings
 from audit_logging.conf import conf as capture
 from audit_logging.options import AppSettings, option, readable_file
 
-from .names import check_region_url, check_registry_url, check_topic_name
+from .names import check_cache, check_region_url, check_registry_url, check_topic_name
 
 
 def _default_data_dir() -> Path:
@@ -185,8 +185,8 @@ class PublisherSettings(AppSettings):
     )
     SIGNATURE_MAX_AGE: float = option(
         180,
-        "How old a signature may be. Within this window a captured request can be replayed; the "
-        "lake then still holds each event once.",
+        "How old a signature may be; for so long each one is remembered, so that a request that "
+        "was listened to cannot be sent again. See REPLAY.",
         unit="seconds",
         minimum=1,
     )
@@ -195,6 +195,20 @@ class PublisherSettings(AppSettings):
         "How far the signer's clock may be ahead of ours.",
         unit="seconds",
         minimum=0,
+    )
+
+    REPLAY: Literal["off", "report", "enforce"] = option(
+        "enforce",
+        "What a signed request gets that was taken before: `enforce` 401, `report` a warning and a "
+        "count, `off` nothing. Only where SIGNATURE is enforced is it refused. A consumer may have "
+        "its own rule in the admin. The lake holds each event once in any case.",
+    )
+    REPLAY_CACHE: str = option(
+        "",
+        "Where publishers on several hosts remember which requests were taken: one of the names in "
+        "Django's CACHES, which must be a cache that they share, such as Redis. Empty: a file in "
+        "the spool's folder, which the processes of one host share.",
+        validate=check_cache,
     )
 
     # -- the spool --

@@ -45,12 +45,19 @@ class NotAllowed(InvalidEvent):
     """The sender may not publish for this service."""
 
 
+class CallerNotAllowed(InvalidEvent):
+    """The sender's events may not name this consumer."""
+
+
 class OddTime(InvalidEvent):
     """The event's time is too long ago, or too far ahead."""
 
 
 #: The codes of problems that are more than an invalid field.
-_CODES = {NotAllowed: "service-not-allowed", OddTime: "odd-time"}
+_CODES = {
+    NotAllowed: "service-not-allowed",
+    CallerNotAllowed: "caller-not-allowed",
+    OddTime: "odd-time"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +159,16 @@ def _prepare(
         raise
     except ValueError as error:
         raise NotJson("", str(error)) from error
-    if not sender.may_publish_for(event.service_name):
-        raise NotAllowed("service_name", "this consumer may not publish for this service")
+    _check_service(event.service_name, sender)
+    if not sender.callers.everything:
+        for field, named in routing.consumers_named(event):
+            if not sender.may_name(named):
+                raise CallerNotAllowed(
+                    field,
+                    "the sender's events may not name this consumer id. Name the sender's own or "
+                    "none, or have it added to the sender (Consumers in the admin; audit_key add "
+                    "--caller)",
+                )
     _check_age(event.request_ts, now)
     return str(event.request_id), routing.to_record(event, http, now)
 
@@ -165,10 +180,18 @@ def _prepare_producer(data: bytes, sender: Sender, now: int) -> tuple[str, tuple
         raise
     except ValueError as error:
         raise NotJson("", str(error)) from error
-    if not sender.may_publish_for(said.service_name):
-        raise NotAllowed("service_name", "this consumer may not publish for this service")
+    _check_service(said.service_name, sender)
     _check_age(said.at, now, "at")
     return str(said.request_id), producer_records.to_record(said, now)
+
+
+def _check_service(service_name: str, sender: Sender) -> None:
+    if not sender.may_publish_for(service_name):
+        raise NotAllowed(
+            "service_name",
+            "the sender may not publish for this service. Have it added to the sender (Consumers "
+            "in the admin; audit_key add --service)",
+        )
 
 
 def _check_age(seconds: int | float, now: int, name: str = "request_ts") -> None:
@@ -188,6 +211,8 @@ def _reason(error: PublisherError) -> str:
         return "not_json"
     if isinstance(error, NotAllowed):
         return "service_not_allowed"
+    if isinstance(error, CallerNotAllowed):
+        return "caller_not_allowed"
     if isinstance(error, OddTime):
         return "odd_time"
     return "no_schema" if isinstance(error, RegistryError) else "invalid"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
+from functools import cache
 from typing import Any
+
+from audit_logging.message_signatures import Algorithm, padding_and_hash
 
 MINIMUM_BITS = 2048
 
@@ -38,6 +39,9 @@ def load_public_key(pem: str) -> Any:
     return key
 
 
+_padding_and_hash = cache(padding_and_hash)
+
+
 def fingerprint(pem: str) -> str:
     """SHA-256 of the key in DER, in hex: what ``openssl pkey -pubin -outform der | sha256sum``
     prints."""
@@ -49,19 +53,14 @@ def fingerprint(pem: str) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
-def verifies(key: Any, signature: str, message: bytes) -> bool:
-    """Whether `signature` (base64) over `message` was made with the private half of `key`."""
+def verifies(
+    key: Any, signature: bytes, message: bytes, algorithm: Algorithm = "rsa-v1_5-sha256"
+) -> bool:
+    """Whether `signature` over `message` was made with the private half of `key`."""
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import padding
 
     try:
-        key.verify(
-            base64.b64decode(signature.strip(), validate=True),
-            message,
-            padding.PKCS1v15(),
-            hashes.SHA256(),
-        )
-    except (InvalidSignature, binascii.Error, ValueError):
+        key.verify(signature, message, *_padding_and_hash(algorithm))
+    except (InvalidSignature, ValueError):
         return False
     return True

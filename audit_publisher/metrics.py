@@ -35,7 +35,8 @@ SPOOLED = Counter(
 )
 REJECTED = Counter(
     "audit_publisher_events_rejected_total",
-    "Events not taken: invalid, not_json, too_large, service_not_allowed or refused_by_log (the "
+    "Events not taken: invalid, not_json, too_large, service_not_allowed, caller_not_allowed "
+    "(see Consumers in the admin) or refused_by_log (the "
     "sender must change; its log names the field), odd_time (set the sender's clock, or raise "
     "MAX_EVENT_AGE_DAYS), no_storage (spool full or its disk failed: "
     "raise SPOOL_MAX_BYTES or bring a region back), backpressure (add publishers), "
@@ -57,8 +58,17 @@ REQUESTS = Counter(
 SIGNATURES = Counter(
     "audit_publisher_signatures_total",
     "Signature checks by result. `expired` and `future`: a clock is wrong; `unknown_key`: "
-    "register the key (manage.py audit_key add); `duplicate`: a proxy merges headers.",
+    "register the key (manage.py audit_key add); `duplicate`: a proxy merges headers; "
+    "`bad_digest`: something between changes bodies; `replayed`: a request came again that was "
+    "taken, from a client that does not sign each try anew or from somebody who listened.",
     ["result"],
+)
+REPLAYS_UNSEEN = Counter(
+    "audit_publisher_replays_unseen_total",
+    "Signed requests that were taken without knowing whether they were taken before. `store`: "
+    "REPLAY_CACHE, or the file in the spool's folder, failed; the log says how. `full`: there were "
+    "more than a million requests in SIGNATURE_MAX_AGE: shorten it, or use REPLAY_CACHE.",
+    ["reason"],
 )
 FAILOVERS = Counter(
     "audit_publisher_failovers_total",

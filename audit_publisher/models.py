@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from audit_logging.changes import Watched
 
+from .allowed import Allowed
 from .control_models import PublisherProcess as PublisherProcess
 from .control_models import RegionWish as RegionWish
 from .control_models import SpoolPage as SpoolPage
@@ -21,6 +22,14 @@ def validate_topic(name: str) -> None:
     """Refuse what cannot be a topic of audit events."""
     try:
         check_topic_name(name)
+    except ValueError as error:
+        raise ValidationError(str(error)) from error
+
+
+def validate_names(text: str) -> None:
+    """Refuse what is no list of names."""
+    try:
+        Allowed.parse(text)
     except ValueError as error:
         raise ValidationError(str(error)) from error
 
@@ -55,6 +64,20 @@ class Consumer(Watched):
         REPORT = "report", "report: take it, count it and warn"
         OFF = "off", "off: do not look"
 
+    class Schemes(models.TextChoices):
+        """How its requests may be signed."""
+
+        ANY = "any", "the legacy signature, or message signatures"
+        MESSAGE = "message", "message signatures only (RFC 9421)"
+
+    class Replay(models.TextChoices):
+        """What a request of this consumer that was taken before gets."""
+
+        INHERIT = "inherit", "as the installation says (AUDIT_PUBLISHER_REPLAY)"
+        ENFORCE = "enforce", "enforce: refuse it"
+        REPORT = "report", "report: take it, count it and warn"
+        OFF = "off", "off: do not look"
+
     consumer_id = models.CharField(
         "consumer id",
         max_length=200,
@@ -73,11 +96,35 @@ class Consumer(Watched):
         default=Enforcement.INHERIT,
         help_text="What a request without a good signature gets.",
     )
+    schemes = models.CharField(
+        "kinds of signature",
+        max_length=10,
+        choices=Schemes,
+        default=Schemes.ANY,
+        help_text="The legacy signature covers neither path nor body. Once all its processes sign "
+        "messages, accept nothing else, so that nobody can go back to less.",
+    )
+    replay = models.CharField(
+        "sent again",
+        max_length=10,
+        choices=Replay,
+        default=Replay.INHERIT,
+        help_text="What a signed request gets that was taken before. Only where the signature is "
+        "enforced is it refused. See docs/signatures.md.",
+    )
     service_names = models.TextField(
         "services",
         blank=True,
-        help_text="The services it may publish for, one a line, exactly as in service_name. "
-        "Empty: every service.",
+        validators=[validate_names],
+        help_text="The services it may publish for, one a line, exactly as in service_name; "
+        "shop-* for all that begin with shop-, * for every service. Empty: none.",
+    )
+    caller_ids = models.TextField(
+        "consumers in its events",
+        blank=True,
+        validators=[validate_names],
+        help_text="Which consumer ids its events may name as their caller, one a line; * for "
+        "every one, as a service needs that records who calls it. Empty: its own id only.",
     )
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -87,10 +134,19 @@ class Consumer(Watched):
     def __str__(self) -> str:
         return f"{self.name} ({self.consumer_id})" if self.name else self.consumer_id
 
-    def services(self) -> frozenset[str]:
-        """The services it may publish for; empty means every one."""
-        lines = (line.strip() for line in self.service_names.splitlines())
-        return frozenset(line for line in lines if line)
+    def services(self) -> Allowed:
+        """The services it may publish for.
+
+        :raises ValueError: the list was saved past its check and is none.
+        """
+        return Allowed.parse(self.service_names)
+
+    def callers(self) -> Allowed:
+        """The consumer ids that its events may name, beside its own.
+
+        :raises ValueError: the list was saved past its check and is none.
+        """
+        return Allowed.parse(self.caller_ids)
 
 
 class ConsumerKey(Watched):

@@ -73,6 +73,22 @@ def check_registry_url(url: str) -> None:
         raise ValueError("It holds a password. Put user:password into REGISTRY_CREDENTIALS_FILE.")
 
 
+def check_cache(alias: str) -> None:
+    """Raise ValueError, with a sentence, unless `alias` names a cache that processes can share."""
+    if not alias:
+        return
+    from django.conf import settings
+
+    caches = settings.CACHES
+    if alias not in caches:
+        raise ValueError(f"{alias!r} is not in CACHES. Use one of {', '.join(sorted(caches))}.")
+    backend = str(caches[alias].get("BACKEND", "")).rpartition(".")[2]
+    if backend in ("LocMemCache", "DummyCache", "FileBasedCache"):
+        raise ValueError(
+            f"{alias!r} is a {backend}, which hosts do not share. Use Redis, or leave it empty."
+        )
+
+
 def header_key(name: str) -> str:
     """The one spelling under which variants of a header's name meet.
 

@@ -192,6 +192,35 @@ _KINDS = (
         "Sign the exact header values with the private half of the registered key.",
     ),
     Kind(
+        "signature-uncovered",
+        401,
+        "The signature covers too little",
+        "Signature-Input leaves out what a message signature has to cover; `detail` names it.",
+        "Cover @method, @path (and @query, where there is one), content-digest, the consumer id "
+        "and, where it is sent, the site id.",
+    ),
+    Kind(
+        "signature-bad-digest",
+        401,
+        "The body is not the one that was signed",
+        "Content-Digest does not fit the body as it arrived. Nothing of it was used.",
+        "Digest the bytes that are sent, after compression. A proxy must not change them.",
+    ),
+    Kind(
+        "signature-weak-scheme",
+        401,
+        "The legacy signature is not enough",
+        "This consumer signs messages (RFC 9421); nothing else is accepted in its name.",
+        "Sign messages (AUDIT_LOGGING_SIGNATURE_SCHEME), or accept both in its admin page.",
+    ),
+    Kind(
+        "signature-replayed",
+        401,
+        "The request was taken already",
+        "The very same signed request was answered with a 2xx before.",
+        "Nothing is to be sent again. To send it anyway, sign it anew.",
+    ),
+    Kind(
         "forbidden",
         403,
         "The sender may not do this",
@@ -212,6 +241,15 @@ _KINDS = (
         "The body did not arrive in time",
         "The body took longer than GUNICORN_READ_TIMEOUT.",
         "Send it again; send less at once over slow connections.",
+        retryable=True,
+    ),
+    Kind(
+        "in-progress",
+        409,
+        "The request is being taken",
+        "The very same signed request came before, and is not answered yet; or whoever took it was "
+        "killed, and its claim lapses within a minute.",
+        "Send it again after Retry-After, or sign it anew.",
         retryable=True,
     ),
     Kind(
@@ -280,6 +318,13 @@ _KINDS = (
         "The sender may not publish for this service",
         "The consumer has a list of services in the admin, and this one is not in it.",
         "Correct `service_name`, or add the service to the consumer.",
+    ),
+    Kind(
+        "caller-not-allowed",
+        422,
+        "The sender's events may not name this consumer",
+        "The event says that another consumer called than the sender may name: by default itself.",
+        "Leave `consumer_id` out, or add the id, or * for every one, to the consumer in the admin.",
     ),
     Kind(
         "invalid-header",

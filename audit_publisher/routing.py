@@ -143,6 +143,15 @@ def _forwardable(value: str) -> bool:
     return not CONTROL.search(value) and len(value.encode()) <= MAX_HEADER_BYTES
 
 
+def consumers_named(event: LogEvent) -> list[tuple[str, str]]:
+    """The consumer ids that an event names as its caller's, each with the field it stands in."""
+    found = [("consumer_id", (event.consumer_id or "").strip())]
+    for name, value in (event.headers or {}).items():
+        if header_key(name) == _CONSUMER:
+            found.append(("headers", value.strip()))
+    return [(field, named) for field, named in found if named]
+
+
 def to_record(event: LogEvent, http: Mapping[str, str], now: int) -> tuple[str, Record]:
     """Return the topic and the record of an event.
 

@@ -20,7 +20,7 @@ from rest_framework.views import APIView
 from audit_logging import tracing, uptake
 
 from . import contract, metrics, operations
-from .authentication import SignatureAuthentication
+from .authentication import Sender, SignatureAuthentication
 from .body import read_body
 from .conf import PublisherSettings
 from .flags import Board, FlagsCache, matches
@@ -63,6 +63,8 @@ class PublisherView(APIView):
             response = super().dispatch(request, *args, **kwargs)
         for name, value in operations.fixed_headers().items():
             response[name] = value
+        if isinstance(sender := getattr(self.request, "_user", None), Sender):
+            sender.answered(response.status_code)
         metrics.REQUESTS.labels(self.operation, str(response.status_code)).inc()
         return response
 
@@ -90,7 +92,7 @@ class _EventsView(PublisherView):
 
     def _take(self, request: Request) -> HttpResponse:
         form = self.does.form_of(request.META.get("CONTENT_TYPE") or "")
-        body = read_body(request._request, self.does.limit)
+        body = read_body(request._request, self.does.limit, request.user.check_body)
         events = self.does.events_in(body, form)
         http = self.does.forwarded(request.META, request.user.consumer_id)
         parent = {

@@ -25,7 +25,7 @@ class ConsumerAdmin(WatchedAdmin):
     """Who publishes."""
 
     list_display = ("consumer_id", "name", "active", "enforcement", "allowed_services", "key_list")
-    list_filter = ("active", "enforcement")
+    list_filter = ("active", "enforcement", "schemes", "replay")
     search_fields = ("consumer_id", "name", "service_names")
     inlines = (ConsumerKeyInline,)
     fieldsets = (
@@ -33,7 +33,7 @@ class ConsumerAdmin(WatchedAdmin):
         (
             "What it may do",
             {
-                "fields": ("service_names", "enforcement"),
+                "fields": ("service_names", "caller_ids", "enforcement", "schemes", "replay"),
                 "description": "Changes act in every publisher process within seconds.",
             },
         ),
@@ -45,8 +45,11 @@ class ConsumerAdmin(WatchedAdmin):
 
     @admin.display(description="services")
     def allowed_services(self, consumer: Consumer) -> str:
-        """Its services, or that it may publish for all."""
-        return ", ".join(sorted(consumer.services())) or "every service"
+        """Its services, or that there are none."""
+        names = [name.strip() for name in consumer.service_names.splitlines() if name.strip()]
+        if "*" in names:
+            return "every service"
+        return ", ".join(sorted(names)) or "none: it cannot publish"
 
     @admin.display(description="keys")
     def key_list(self, consumer: Consumer) -> str:

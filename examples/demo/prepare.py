@@ -167,6 +167,8 @@ def set_up_database() -> None:
     call_command(
         *("audit_key", "add", "--consumer", CONSUMER, "--key-version", KEY_VERSION, "--replace"),
         *("--public-key", os.environ["DEMO_PUBLIC_KEY"], "--service", CONSUMER),
+        # It records who calls it.
+        *("--caller", "*"),
     )
     user, _ = get_user_model().objects.get_or_create(
         username=ADMIN, defaults={"is_staff": True, "is_superuser": True}

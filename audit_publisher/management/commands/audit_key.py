@@ -20,7 +20,7 @@ class Command(BaseCommand):
     help = (
         "Register, list and revoke the public keys that signatures are verified with. Example: "
         "audit_key add --consumer 8f1f4b66 --key-version 1 --public-key inventory.pub.pem "
-        "--name 'Inventory API' --service inventory-api"
+        "--name 'Inventory API' --service inventory-api --caller '*'"
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -42,7 +42,31 @@ class Command(BaseCommand):
             action="append",
             default=[],
             help="A service it may publish for, added to those it has; repeat for several. "
-            "A consumer without any may publish for every service.",
+            "'shop-*': all that begin with shop-; '*': every one. Without any it may publish for "
+            "none.",
+        )
+        add.add_argument(
+            "--caller",
+            action="append",
+            default=[],
+            help="A consumer id that its events may name as their caller, added to those it has; "
+            "'*': every one, as a service needs that records who calls it. Without any: its own.",
+        )
+        add.add_argument(
+            "--schemes",
+            choices=Consumer.Schemes.values,
+            help="How it may sign: any (the legacy signature, or message signatures), or message "
+            "(message signatures only).",
+        )
+        add.add_argument(
+            "--signature",
+            choices=Consumer.Enforcement.values,
+            help="What a request of it without a good signature gets.",
+        )
+        add.add_argument(
+            "--replay",
+            choices=Consumer.Replay.values,
+            help="What a request of it gets that was taken before.",
         )
         add.add_argument("--not-before", help="ISO 8601 time; not valid earlier.")
         add.add_argument("--not-after", help="ISO 8601 time; not valid later.")
@@ -70,7 +94,7 @@ class Command(BaseCommand):
         for row in rows:
             self.stdout.write(
                 f"{row['consumer']}  version {row['key_version']}  {row['state']}  "
-                f"{row['fingerprint'][:16]}…  services: {', '.join(row['services']) or 'every'}"
+                f"{row['fingerprint'][:16]}…  services: {', '.join(row['services']) or 'none'}"
             )
         if not rows:
             self.stdout.write("No keys. Register one with: audit_key add --help")
@@ -85,8 +109,15 @@ class Command(BaseCommand):
             consumer = consumer or Consumer(consumer_id=options["consumer"])
             if options["name"] is not None:
                 consumer.name = options["name"]
-            services = dict.fromkeys([*consumer.service_names.splitlines(), *options["service"]])
-            consumer.service_names = "\n".join(name for name in services if name.strip())
+            consumer.service_names = _added(consumer.service_names, options["service"])
+            consumer.caller_ids = _added(consumer.caller_ids, options["caller"])
+            for field, option in (
+                ("schemes", "schemes"),
+                ("enforcement", "signature"),
+                ("replay", "replay"),
+            ):
+                if options[option] is not None:
+                    setattr(consumer, field, options[option])
             _save(consumer)
             key = consumer.keys.filter(key_version=options["key_version"]).first()
             pem = pem.strip() + "\n"
@@ -122,6 +153,10 @@ class Command(BaseCommand):
         return keys
 
 
+def _added(text: str, names: list[str]) -> str:
+    return "\n".join(name for name in dict.fromkeys([*text.splitlines(), *names]) if name.strip())
+
+
 def _save(instance: Consumer | ConsumerKey) -> None:
     try:
         instance.full_clean()
@@ -140,6 +175,10 @@ def _time(text: str | None, option: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+def _names(text: str) -> list[str]:
+    return sorted(name.strip() for name in text.splitlines() if name.strip())
+
+
 def _row(key: ConsumerKey) -> dict[str, Any]:
     return {
         "consumer": key.consumer.consumer_id,
@@ -147,7 +186,11 @@ def _row(key: ConsumerKey) -> dict[str, Any]:
         "key_version": key.key_version,
         "state": key.state,
         "fingerprint": key.fingerprint,
-        "services": sorted(key.consumer.services()),
+        "services": _names(key.consumer.service_names),
+        "callers": _names(key.consumer.caller_ids),
+        "schemes": key.consumer.schemes,
+        "signature": key.consumer.enforcement,
+        "replay": key.consumer.replay,
         "not_before": key.not_before.isoformat() if key.not_before else None,
         "not_after": key.not_after.isoformat() if key.not_after else None,
     }

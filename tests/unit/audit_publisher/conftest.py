@@ -68,8 +68,11 @@ def private_key_file(
 
 @pytest.fixture
 def consumer(db: None, public_pem: str) -> Consumer:
-    """A registered consumer with one key, version 1; call `authentication.refresh` to know it."""
-    made = Consumer.objects.create(consumer_id=CONSUMER, name="Inventory API")
+    """A registered consumer with one key, version 1, that may publish for everybody; call
+    `authentication.refresh` to know it."""
+    made = Consumer.objects.create(
+        consumer_id=CONSUMER, name="Inventory API", service_names="*", caller_ids="*"
+    )
     ConsumerKey.objects.create(consumer=made, key_version="1", public_key=public_pem)
     authentication.refresh()
     return made

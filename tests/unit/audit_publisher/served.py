@@ -99,7 +99,9 @@ def serve(data: Path, public_pem: str, **options: str) -> Iterator[Server]:
         )
 
     manage("migrate", "--verbosity=0")
-    manage("audit_key", "add", f"--consumer={CONSUMER}", f"--public-key={data / 'public.pem'}")
+    rules = ["--service=*", "--caller=*"]
+    key = f"--public-key={data / 'public.pem'}"
+    manage("audit_key", "add", f"--consumer={CONSUMER}", key, *rules)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

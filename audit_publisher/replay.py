@@ -1,0 +1,198 @@
+"""Which signed requests were taken already, known to every process while they could come again.
+
+A request is claimed before anything of it is taken. Once it is answered the claim is settled: kept
+until the signature is too old for anybody, if the answer was a 2xx; given back, if nothing was
+taken. A process that is killed in between leaves a claim that lapses.
+
+Processes of one host share a file; hosts share one of Django's caches, if REPLAY_CACHE names it.
+A store that fails refuses nobody: what is taken twice is still one row of the lake, and what is
+refused may be lost. It is counted, and left alone for some seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from django.core.signals import setting_changed
+
+from . import metrics
+from .conf import PublisherSettings, conf
+from .replay_file import FileClaims
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a claim that nobody settled lapses; longer than any request takes.
+LEASE = 45.0
+#: Seconds for which a store that failed is not asked.
+PAUSE = 5.0
+
+#: What a claim may come to, beside a token.
+TAKEN, BUSY = "taken", "busy"
+
+
+class Claims(Protocol):
+    """Where claims are kept."""
+
+    def claim(self, key: bytes, token: int, now: float, until: float) -> str | None:
+        """Claim `key` until `until`, for `token`; return TAKEN or BUSY if somebody was first.
+
+        :raises Exception: the store failed, or cannot tell.
+        """
+
+    def keep(self, key: bytes, token: int, now: float, until: float) -> None:
+        """The request was taken: nobody claims `key` before `until`."""
+
+    def release(self, key: bytes, token: int) -> None:
+        """Nothing was taken: `key` may be claimed anew, if it is still this token's."""
+
+
+class CacheClaims:
+    """Claims in one of Django's caches, for publishers on several hosts.
+
+    :param alias: of CACHES.
+    """
+
+    def __init__(self, alias: str) -> None:
+        from django.core.cache import caches
+
+        self._cache = caches[alias]
+
+    @staticmethod
+    def _name(key: bytes) -> str:
+        return f"audit-replay-{key.hex()}"
+
+    def claim(self, key: bytes, token: int, now: float, until: float) -> str | None:
+        """See :class:`Claims`."""
+        name = self._name(key)
+        # Whoever adds is the first: the one thing that caches do in one step.
+        if self._cache.add(name, token, max(1, round(until - now + 0.5))):
+            return None
+        found = self._cache.get(name)
+        if found is None:
+            raise LookupError("the cache neither takes a claim nor has one")
+        return TAKEN if found == 0 else BUSY
+
+    def keep(self, key: bytes, token: int, now: float, until: float) -> None:
+        """See :class:`Claims`."""
+        self._cache.set(self._name(key), 0, max(1, round(until - now + 0.5)))
+
+    def release(self, key: bytes, token: int) -> None:
+        """See :class:`Claims`."""
+        name = self._name(key)
+        if self._cache.get(name) == token:
+            self._cache.delete(name)
+
+
+class Claim:
+    """What one request holds until it is answered."""
+
+    __slots__ = ("_key", "_memory", "_token", "_until")
+
+    def __init__(self, memory: Memory, key: bytes, token: int, until: float) -> None:
+        self._memory = memory
+        self._key = key
+        self._token = token
+        self._until = until
+
+    def settle(self, taken: bool) -> None:
+        """The request was answered; never raises.
+
+        :param taken: whether with a 2xx.
+        """
+        self._memory.settle(self._key, self._token, self._until, taken)
+
+
+class Memory:
+    """Remembers which requests were taken; one per process.
+
+    :param claims: makes the store, at first use.
+    :param clock: returns epoch seconds.
+    """
+
+    def __init__(
+        self, claims: Callable[[], Claims], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._make = claims
+        self._claims: Claims | None = None
+        self._clock = clock
+        self._resting_until = 0.0
+        self._lock = threading.Lock()
+
+    def claim(self, identity: bytes, until: float) -> Claim | str | None:
+        """Claim a request before it is taken.
+
+        :param identity: tells it from every other.
+        :param until: epoch seconds after which its signature is too old.
+        :returns: a claim to settle; TAKEN or BUSY (somebody else has it, and is not done); None if
+            the store cannot tell.
+        """
+        now = self._clock()
+        if now < self._resting_until:
+            metrics.REPLAYS_UNSEEN.labels("store").inc()
+            return None
+        key = hashlib.sha256(identity).digest()[:16]
+        # 0 is what was taken.
+        token = random.getrandbits(62) + 1
+        try:
+            found = self._store().claim(key, token, now, now + LEASE)
+        except Exception as error:  # noqa: BLE001  # whatever a cache's client raises
+            metrics.REPLAYS_UNSEEN.labels("store").inc()
+            self._failed(error, now)
+            return None
+        return found if found is not None else Claim(self, key, token, until)
+
+    def settle(self, key: bytes, token: int, until: float, taken: bool) -> None:
+        """See :meth:`Claim.settle`."""
+        now = self._clock()
+        try:
+            if taken:
+                self._store().keep(key, token, now, until)
+            else:
+                self._store().release(key, token)
+        except Exception as error:  # noqa: BLE001  # see above
+            self._failed(error, now)
+
+    def _store(self) -> Claims:
+        if self._claims is None:
+            with self._lock:
+                self._claims = self._claims or self._make()
+        return self._claims
+
+    def _failed(self, error: Exception, now: float) -> None:
+        if now >= self._resting_until:
+            logger.warning(
+                "Requests are taken without looking for replays for %g s: %s: %s",
+                PAUSE,
+                type(error).__name__,
+                error,
+            )
+        self._resting_until = now + PAUSE
+
+
+def _claims() -> Claims:
+    if conf.REPLAY_CACHE:
+        return CacheClaims(conf.REPLAY_CACHE)
+    return FileClaims(conf.spool_dir() / "replays-1.bin")
+
+
+_memory = Memory(_claims)
+
+
+def get_memory() -> Memory:
+    """This process's memory of requests."""
+    return _memory
+
+
+def _reconfigure(*, setting: str, **kwargs: object) -> None:
+    global _memory
+    if setting in (PublisherSettings.prefix, "CACHES"):
+        _memory = Memory(_claims)
+
+
+setting_changed.connect(_reconfigure)
