@@ -1,5 +1,12 @@
 """Admin of the publisher: what an operator decides, and what an operator looks at."""
 
 from .consumers import ConsumerAdmin, ConsumerKeyAdmin, ConsumerKeyInline, TopicRouteAdmin
+from .regions import RegionAdmin
 
-__all__ = ["ConsumerAdmin", "ConsumerKeyAdmin", "ConsumerKeyInline", "TopicRouteAdmin"]
+__all__ = [
+    "ConsumerAdmin",
+    "ConsumerKeyAdmin",
+    "ConsumerKeyInline",
+    "RegionAdmin",
+    "TopicRouteAdmin",
+]

@@ -1,0 +1,205 @@
+"""The page of regions: who may do what, what is asked before, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from audit_logging.background import Loop
+from audit_publisher import control
+from audit_publisher.control import Wishes
+from audit_publisher.models import RegionWish, TrailLine
+from audit_publisher.overview import look
+from audit_publisher.region_actions import plan
+from tests.unit.audit_publisher.operating import DOWN, REGIONS, heard, person, send
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def two_regions(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(Loop, "ensure_running", lambda self: None)
+    configure(SECONDARY_URL=f"local://{tmp_path}/second.sqlite3")
+    control._wishes = control._snapshot()
+    yield
+    control._wishes = control._snapshot()
+
+
+@pytest.fixture
+def operator() -> Client:
+    return person("olga", "control_regions")
+
+
+def wishes() -> Wishes:
+    control.refresh()
+    return control.wishes()
+
+
+def test_who_may_see_and_who_may_act() -> None:
+    nobody = person("nobody")
+    assert nobody.get(REGIONS).status_code == 403
+    assert nobody.get(f"{REGIONS}lines/").status_code == 403
+    assert nobody.get(f"{REGIONS}drain/primary/").status_code == 403
+    reader = person("reader", "view_regionwish")
+    page = reader.get(REGIONS)
+    assert page.status_code == 200
+    assert "Drain …" not in page.content.decode()
+    assert reader.get(f"{REGIONS}drain/primary/").status_code == 403
+    assert send(reader, f"{REGIONS}drain/primary/", _change_reason="x").status_code == 403
+    assert Client().get(REGIONS).status_code == 302
+    assert wishes() == Wishes()
+
+
+def test_a_refusal_is_in_the_trail() -> None:
+    client = person("nobody")
+    send(client, f"{REGIONS}drain/primary/", _change_reason="x")
+    refused = TrailLine.objects.filter(action="refused")
+    assert {(line.actor, line.text) for line in refused} >= {
+        ("nobody", f"GET {REGIONS}drain/primary/")
+    }
+
+
+def test_nothing_is_done_without_a_token_or_by_get(operator: Client) -> None:
+    url = f"{REGIONS}drain/primary/"
+    assert operator.post(url, {"_change_reason": "x"}).status_code == 403
+    assert operator.get(url, {"_change_reason": "x", "meant": "yes"}).status_code == 200
+    assert operator.put(url).status_code in (403, 405)
+    assert operator.delete(REGIONS).status_code in (403, 405)
+    assert wishes() == Wishes()
+
+
+def test_draining_asks_first_says_what_happens_and_wants_a_reason(operator: Client) -> None:
+    heard()
+    url = f"{REGIONS}drain/primary/"
+    page = operator.get(url).content.decode()
+    assert "Drain primary?" in page
+    assert "The order will be: secondary." in page
+    assert "1 publisher process take" in page
+    assert 'name="meant"' not in page
+    response = send(operator, url)
+    assert "Say why" in response.content.decode()
+    assert wishes() == Wishes()
+    assert send(operator, url, _change_reason="new disks").status_code == 302
+    assert wishes() == Wishes(frozenset({"primary"}))
+    assert control.order(("primary", "secondary")) == ("secondary",)
+    wish = RegionWish.objects.get()
+    assert (wish.wished_by, wish.note) == ("olga", "new disks")
+    line = TrailLine.objects.get(kind="audit_publisher.regionwish", action="created")
+    assert (line.actor, line.reason, line.address) == ("olga", "new disks", "127.0.0.1")
+    assert line.fields["drained"] == [None, True]
+    shown = operator.get(REGIONS).content.decode()
+    assert "new disks" in shown
+    assert "0 of 1 running processes" in shown
+    assert "not yet as wanted" in shown
+    send(operator, f"{REGIONS}take-back/primary/", _change_reason="done")
+    assert wishes() == Wishes()
+    back = TrailLine.objects.filter(kind="audit_publisher.regionwish").first()
+    assert back is not None
+    assert back.fields["drained"] == [True, False]
+
+
+def test_draining_the_last_region_must_be_meant(operator: Client) -> None:
+    heard()
+    send(operator, f"{REGIONS}drain/primary/", _change_reason="a")
+    url = f"{REGIONS}drain/secondary/"
+    page = operator.get(url).content.decode()
+    assert "Every region is drained then" in page
+    assert "1,000 bytes are free on 1 host heard of" in page
+    assert "Tick that" in send(operator, url, _change_reason="b").content.decode()
+    assert wishes().drained == {"primary"}
+    send(operator, url, _change_reason="b", meant="yes")
+    assert wishes().drained == {"primary", "secondary"}
+    assert control.order(("primary", "secondary")) == ()
+
+
+def test_draining_the_only_region_that_is_seen_up_must_be_meant(operator: Client) -> None:
+    heard(regions={"secondary": DOWN})
+    page = operator.get(f"{REGIONS}drain/primary/").content.decode()
+    assert "No process sees secondary take records now" in page
+
+
+def test_failing_over_and_back(operator: Client) -> None:
+    heard()
+    send(operator, f"{REGIONS}fail-over/secondary/", _change_reason="slow disks")
+    assert wishes() == Wishes(first="secondary")
+    assert control.order(("primary", "secondary")) == ("secondary", "primary")
+    page = operator.get(REGIONS).content.decode()
+    assert "Failed over:" in page
+    # Over to the other one: one is first at most.
+    send(operator, f"{REGIONS}fail-over/primary/", _change_reason="other way")
+    assert wishes() == Wishes(first="primary")
+    assert RegionWish.objects.filter(first=True).count() == 1
+    send(operator, f"{REGIONS}fail-back/primary/", _change_reason="all well")
+    assert wishes() == Wishes()
+
+
+def test_failing_over_to_one_that_is_down_must_be_meant(operator: Client) -> None:
+    heard(regions={"secondary": DOWN})
+    url = f"{REGIONS}fail-over/secondary/"
+    page = send(operator, url, _change_reason="x").content.decode()
+    assert "No process sees secondary take records now; primary is used until" in page
+    assert wishes() == Wishes()
+
+
+def test_what_makes_no_sense_is_not_done(operator: Client) -> None:
+    send(operator, f"{REGIONS}drain/secondary/", _change_reason="x")
+    for action, region in (
+        ("drain", "secondary"),
+        ("fail-over", "secondary"),
+        ("take-back", "primary"),
+        ("fail-back", "primary"),
+    ):
+        response = send(operator, f"{REGIONS}{action}/{region}/", _change_reason="x")
+        assert response.status_code == 302, action
+    assert wishes() == Wishes(frozenset({"secondary"}))
+    assert operator.get(f"{REGIONS}explode/primary/").status_code == 404
+    assert operator.get(f"{REGIONS}drain/elsewhere/").status_code == 404
+
+
+def test_the_page_tells_the_live_from_the_silent(operator: Client) -> None:
+    heard(pid=1, regions={"secondary": DOWN})
+    heard(pid=2, regions={"secondary": {**DOWN, "up": True, "missing_topics": ["events"]}})
+    heard(pid=3, age=100)
+    heard(pid=4, upkeep_late=True)
+    overview = look()
+    assert len(overview.live) == 3
+    primary, secondary = overview.regions
+    assert (primary.seen, primary.good) == (3, 3)
+    assert (secondary.seen, secondary.good) == (3, 1)
+    assert secondary.problems == ["no broker"]
+    page = operator.get(f"{REGIONS}lines/").content.decode()
+    assert "(silent)" in page
+    assert "upkeep hangs" in page
+    assert "missing: events" in page
+    assert "up in 1 of 3 processes" in page
+
+
+def test_a_wish_for_a_region_that_is_gone_can_be_taken_back(operator: Client) -> None:
+    RegionWish.objects.create(region="tertiary", drained=True)
+    assert "not in this process" in operator.get(REGIONS).content.decode()
+    send(operator, f"{REGIONS}take-back/tertiary/", _change_reason="it was renamed")
+    assert wishes() == Wishes()
+
+
+def test_errors_from_regions_are_text_never_markup(operator: Client) -> None:
+    heard(regions={"primary": {**DOWN, "error": "<script>alert(1)</script>"}})
+    page = operator.get(REGIONS).content.decode()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_nobody_adds_edits_or_deletes_a_region_past_the_page() -> None:
+    client = person("root", is_superuser=True)
+    wish = RegionWish.objects.create(region="primary")
+    for page in ("add/", f"{wish.pk}/change/", f"{wish.pk}/delete/", f"{wish.pk}/"):
+        assert client.get(REGIONS + page).status_code == 404, page
+
+
+def test_a_plan_without_a_process_heard_says_so() -> None:
+    assert any("No publisher process is heard" in line for line in plan(
+        "drain", "primary", look()
+    ).effects)  # fmt: skip
