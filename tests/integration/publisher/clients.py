@@ -22,6 +22,8 @@ BATCH = "/v1/logs/api-requests:batch"
 _INVALID_EACH = 8
 _TIMEOUT = 15.0
 _PAUSE = 0.05
+#: Seconds for the last promises, once nothing new is sent.
+_END = 30.0
 
 _numbers = itertools.count(1)
 
@@ -116,14 +118,19 @@ class Clients:
             thread.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, *exc: object) -> None:
+        if kind is not None:
+            # The test failed: what still waits, waits in vain.
+            self.retry = False
         self.stop()
 
     def stop(self) -> None:
         """Let every client end with a promise for what it has sent."""
         self.ended.set()
+        deadline = time.monotonic() + _END
         for thread in self._threads:
-            thread.join(60)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.retry = False
         alive = sum(thread.is_alive() for thread in self._threads)
         if alive:
             raise AssertionError(f"{alive} clients still wait for an answer")

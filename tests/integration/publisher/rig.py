@@ -18,6 +18,7 @@ from audit_logging.spool import DurableQueue
 from tests.integration.publisher.proxy import Proxy
 from tests.services import processes
 from tests.services.base import HOST, Service, start_all, stop_all
+from tests.services.errors import StartFailed
 from tests.services.kafka import Kafka
 from tests.support import eventually
 
@@ -110,13 +111,17 @@ class Publisher(Service):
 
     def prepare(self) -> None:
         (self.folder / "metrics").mkdir()
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "manage.py", "migrate", "--verbosity=0"],
             cwd=processes.REPOSITORY,
             env=self._environ(),
-            check=True,
-            capture_output=True,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        if done.returncode:
+            raise StartFailed(f"{self.name}: migrate ended with {done.returncode}", done.stdout)
 
     def launch(self) -> None:
         self.spawn(
@@ -158,6 +163,11 @@ class Publisher(Service):
         found = self.workers()
         if found:
             os.kill(found[which % len(found)], signal.SIGKILL)
+
+    def kill_workers(self) -> None:
+        """SIGKILL all of them."""
+        for worker in self.workers():
+            os.kill(worker, signal.SIGKILL)
 
     # Looking ------------------------------------------------------------------------------
 
