@@ -8,6 +8,7 @@ class AuditLoggingConfig(AppConfig):
 
     name = "audit_logging"
     verbose_name = "Capture"
+    audit_doctor = "audit_logging.doctor.capture"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

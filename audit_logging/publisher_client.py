@@ -99,6 +99,8 @@ class Publisher:
         )
         #: Bytes of the largest event that the publisher takes, once it has said so.
         self.max_event_bytes: int | None = None
+        #: Its clock in its last answer, in epoch seconds.
+        self.said_at: float | None = None
 
     def send(self, batch: Batch) -> Delivered:
         """Post one batch, the very bytes it travels as.
@@ -259,6 +261,7 @@ class Publisher:
         limit = response.headers.get(LIMIT_HEADER, "")
         if limit.isascii() and limit.isdigit():
             self.max_event_bytes = int(limit[:12])
+        self.said_at = epoch(response.headers.get("Date", ""))
         return _Answer(response, b"".join(parts))
 
     def _retry_after(self, answer: _Answer) -> float | None:
@@ -266,13 +269,17 @@ class Publisher:
         value = answer.headers.get("Retry-After", "").strip()
         if value.isascii() and value.isdigit():
             return float(value[:9])
-        try:
-            when = parsedate_to_datetime(value)
-        except (ValueError, TypeError, IndexError):
-            return None
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=UTC)
-        return max(0.0, when.timestamp() - self._clock())
+        when = epoch(value)
+        return None if when is None else max(0.0, when - self._clock())
+
+
+def epoch(value: str) -> float | None:
+    """Epoch seconds of a time as HTTP's headers have it."""
+    try:
+        when = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError):
+        return None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def _sort(batch: Batch, answer: _Answer) -> Delivered:

@@ -8,6 +8,7 @@ class AuditPublisherConfig(AppConfig):
 
     name = "audit_publisher"
     verbose_name = "Publisher"
+    audit_doctor = "audit_publisher.doctor"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

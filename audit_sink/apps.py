@@ -9,6 +9,7 @@ class AuditSinkConfig(AppConfig):
 
     name = "audit_sink"
     verbose_name = "Sink"
+    audit_doctor = "audit_sink.doctor"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -387,6 +387,15 @@ CHECKS = (
         "of die-on-term, and without skip-atexit and skip-atexit-teardown.",
     ),
     Entry(
+        "W029",
+        "The publisher takes smaller events than this service makes",
+        "Events between the two limits are sent twice: whole, and then without their bodies. Seen "
+        "by manage.py audit_doctor.",
+        "Set AUDIT_LOGGING MAX_EVENT_BYTES to the publisher's AUDIT_PUBLISHER_MAX_EVENT_BYTES, or "
+        "raise that one.",
+        "deploy",
+    ),
+    Entry(
         "I001",
         "Answers are compressed before they are recorded",
         "GZipMiddleware stands behind the audit: bodies are unpacked again in the background, "

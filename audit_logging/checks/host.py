@@ -10,6 +10,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
@@ -27,9 +28,9 @@ BROKER_SECONDS = 2.0
 #: Seconds that the publisher has.
 PUBLISHER_SECONDS = 3.0
 
-_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-_LAYERS = frozenset({"overlay", "aufs"})
-_NETWORK = frozenset(
+MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+LAYERS = frozenset({"overlay", "aufs"})
+NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ncpfs"}
     | {"fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.juicefs"}
 )
@@ -67,32 +68,58 @@ def check_publisher_answers() -> Iterator[CheckMessage]:
     if conf.PUBLISHER_URL == _DEFAULT_URL:
         # W007 says what there is to say.
         return
-    status, said = _within(PUBLISHER_SECONDS, _ask_publisher) or (
-        0,
-        f"the publisher does not answer within {PUBLISHER_SECONDS:g} s",
-    )
-    if status in (200, _UNSIGNED):
-        return
-    number = {401: "W025", 403: "W026", 404: "W024"}.get(status, "W023")
-    yield found(number, f"AUDIT_LOGGING PUBLISHER_URL ({_shown(conf.PUBLISHER_URL)}): {said}")
+    yield from publisher_answers().messages()
 
 
 #: The key is at fault, which other checks tell.
 _UNSIGNED = -1
 
 
-def _ask_publisher() -> tuple[int, str]:
+@dataclass(frozen=True, slots=True)
+class PublisherAnswer:
+    """What the publisher says when it is asked for this service's flags.
+
+    :ivar status: the HTTP status; 0: nobody answers.
+    :ivar said: one line of it.
+    :ivar max_event_bytes: the largest event that it takes, if it says so.
+    :ivar time: its clock, in epoch seconds, if it says so.
+    """
+
+    status: int
+    said: str
+    max_event_bytes: int | None = None
+    time: float | None = None
+
+    def messages(self) -> Iterator[CheckMessage]:
+        """W023 to W026."""
+        if self.status in (200, _UNSIGNED):
+            return
+        number = {401: "W025", 403: "W026", 404: "W024"}.get(self.status, "W023")
+        where = f"AUDIT_LOGGING PUBLISHER_URL ({_shown(conf.PUBLISHER_URL)})"
+        yield found(number, f"{where}: {self.said}")
+
+
+def publisher_answers() -> PublisherAnswer:
+    """Ask the publisher, within PUBLISHER_SECONDS."""
+    return _within(PUBLISHER_SECONDS, _ask_publisher) or PublisherAnswer(
+        0, f"the publisher does not answer within {PUBLISHER_SECONDS:g} s"
+    )
+
+
+def _ask_publisher() -> PublisherAnswer:
     from ..exceptions import RetryLater
     from ..publisher_client import Publisher
     from ..signing import SigningError
 
     publisher = Publisher(conf, timeout=PUBLISHER_SECONDS)
     try:
-        return publisher.ask(conf.SERVICE_NAME)
+        status, said = publisher.ask(conf.SERVICE_NAME)
     except RetryLater as error:
-        return _UNSIGNED if isinstance(error.__cause__, SigningError) else 0, str(error)
+        unsigned = isinstance(error.__cause__, SigningError)
+        status, said = _UNSIGNED if unsigned else 0, str(error)
     finally:
         publisher.close()
+    return PublisherAnswer(status, said, publisher.max_event_bytes, publisher.said_at)
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T | None:
@@ -123,10 +150,10 @@ def check_folder() -> Iterator[CheckMessage]:
     """E015, W002, W010 to W014: where spools and dead letters are kept."""
     folder = conf.DATA_DIR.absolute()
     there = nearest(folder)
-    refused = _refused(there)
-    writable = not refused
-    if refused:
-        yield found("W002", f"AUDIT_LOGGING DATA_DIR: {folder} cannot be written: {refused}.")
+    why = refused(there)
+    writable = not why
+    if why:
+        yield found("W002", f"AUDIT_LOGGING DATA_DIR: {folder} cannot be written: {why}.")
     files = sorted(folder.glob("*.sqlite3*")) if writable and there == folder else []
     for file in files:
         if not os.access(file, os.R_OK | os.W_OK):
@@ -151,7 +178,7 @@ def nearest(folder: Path) -> Path:
     return folder
 
 
-def _refused(folder: Path) -> str:
+def refused(folder: Path) -> str:
     """Say why nothing can be made in `folder`; empty when it can.
 
     By trying: root may do everything, but for what the file system refuses.
@@ -168,11 +195,11 @@ def _check_embedded_broker() -> Iterator[CheckMessage]:
     url = conf.BROKER_URL
     if url.startswith("durable:"):
         path = Path(unquote(urlsplit(url).path))
-        refused = _refused(nearest(path.parent))
+        why = refused(nearest(path.parent))
         if path.is_dir():
-            refused = "it is a folder"
-        if refused:
-            yield found("W002", f"AUDIT_LOGGING BROKER_URL: {path} cannot be written: {refused}.")
+            why = "it is a folder"
+        if why:
+            yield found("W002", f"AUDIT_LOGGING BROKER_URL: {path} cannot be written: {why}.")
 
 
 def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
@@ -199,7 +226,7 @@ def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
 
 def _check_file_system(there: Path, folder: Path) -> Iterator[CheckMessage]:
     kind = file_system(there)
-    for number, kinds in (("E015", _NETWORK), ("W010", _MEMORY), ("W011", _LAYERS)):
+    for number, kinds in (("E015", NETWORK), ("W010", MEMORY), ("W011", LAYERS)):
         if kind in kinds:
             yield found(number, f"AUDIT_LOGGING DATA_DIR: {folder} lies on {kind}.")
 
@@ -270,7 +297,7 @@ def check_broker() -> Iterator[CheckMessage]:
     url = conf.broker_url()
     if conf.DELIVERY == "direct" or url.startswith(("durable:", "memory:")):
         return
-    said = _within(BROKER_SECONDS, lambda: _ask_broker(url))
+    said = _within(BROKER_SECONDS, lambda: ask_broker(url))
     if said is None:
         said = f"it does not answer within {BROKER_SECONDS:g} s"
     if said:
@@ -280,7 +307,7 @@ def check_broker() -> Iterator[CheckMessage]:
         yield found("W008", f"AUDIT_LOGGING BROKER_URL: {where}: {said}.")
 
 
-def _ask_broker(url: str) -> str:
+def ask_broker(url: str) -> str:
     """Return what is wrong, or nothing."""
     from kombu import Connection
 

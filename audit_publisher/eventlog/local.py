@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from audit_logging.exceptions import SpoolError
@@ -101,10 +100,20 @@ class LocalEventLog(EventLog):
         return self._max_record_bytes
 
     def describe(self, topics: Iterable[str]) -> dict[str, TopicFacts | None]:
-        return {
-            topic: facts and replace(facts, retention=self._retention_seconds or math.inf)
-            for topic, facts in super().describe(topics).items()
-        }
+        with self._errors():
+            known = self._known_topics()
+        found: dict[str, TopicFacts | None] = {}
+        for topic in topics:
+            # One that is made at first use need not be made for a question.
+            count = known.get(topic, self._create_partitions)
+            found[topic] = TopicFacts(
+                partitions=count,
+                largest_batch=self._max_record_bytes,
+                retention=self._retention_seconds or math.inf,
+            )
+            if not count:
+                found[topic] = None
+        return found
 
     def _known_topics(self) -> dict[str, int]:
         found: dict[str, int] = {}

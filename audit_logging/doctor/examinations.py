@@ -1,0 +1,127 @@
+"""What an examination is, what it finds, and the list of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
+
+from django.apps import apps
+from django.core.checks import ERROR, CheckMessage
+
+Level = Literal["ok", "warning", "FAIL"]
+
+#: Every group, in the order in which people would look.
+GROUPS = (
+    "settings",
+    "folders",
+    "tls",
+    "database",
+    "broker",
+    "queues",
+    "registry",
+    "topics",
+    "buckets",
+    "keys",
+    "publisher",
+    "clock",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's.
+
+    :ivar message: what is so; never a secret.
+    :ivar cure: what to do, unless it is ok.
+    :ivar id: the system check that says the same, such as ``audit_logging.W025``.
+    """
+
+    level: Level
+    message: str
+    cure: str = ""
+    id: str = ""
+
+
+def ok(message: str) -> Finding:
+    """All is well, and this is what was seen."""
+    return Finding("ok", message)
+
+
+def warning(message: str, cure: str) -> Finding:
+    """It works, and one day it may not."""
+    return Finding("warning", message, cure)
+
+
+def failure(message: str, cure: str) -> Finding:
+    """It does not work."""
+    return Finding("FAIL", message, cure)
+
+
+def of_checks(messages: Iterable[CheckMessage]) -> Iterator[Finding]:
+    """What system checks say."""
+    for each in messages:
+        if not each.is_silenced():
+            level: Level = "FAIL" if each.level >= ERROR else "warning"
+            yield Finding(level, str(each.msg), str(each.hint or ""), str(each.id or ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How strict to be.
+
+    :ivar deploy: as of a production installation.
+    """
+
+    deploy: bool = False
+
+
+Function = Callable[[Asked], Iterable[Finding]]
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """One question, and whom to ask.
+
+    :ivar seconds: how long it may take before it counts as failed.
+    """
+
+    group: str
+    title: str
+    function: Function
+    seconds: float
+
+
+_registered: list[Examination] = []
+
+
+def examine(group: str, title: str, seconds: float = 10.0) -> Callable[[Function], Function]:
+    """Register a function that yields findings; none at all when it does not apply here.
+
+    It may raise: that is a failure with the error's text. It runs on a thread of its own.
+
+    :param group: one of GROUPS.
+    """
+    if group not in GROUPS:
+        raise ValueError(f"{group!r} is no group of examinations")
+
+    def register(function: Function) -> Function:
+        _registered.append(Examination(group, title, function, seconds))
+        return function
+
+    return register
+
+
+def load() -> list[Examination]:
+    """Return the examinations of all installed apps, by group."""
+    for name in modules():
+        import_module(name)
+    return sorted(_registered, key=lambda each: GROUPS.index(each.group))
+
+
+def modules() -> list[str]:
+    """The modules that register examinations, of the installed apps."""
+    return [
+        name for config in apps.get_app_configs() if (name := getattr(config, "audit_doctor", ""))
+    ]
