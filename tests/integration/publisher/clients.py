@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import random
 import threading
 import time
 import uuid
@@ -85,7 +86,10 @@ class Clients:
     that the order of a key's events is known. What is not durable is sent again, as it was.
 
     :param ports: of publishers; a client turns to the next when its own does not answer.
-    :param rate: events a second of all together; 0: as fast as answers come.
+    :param rate: events a second of all together; 0: as fast as answers come. An event's time
+        begins when it was due, also while its client still waits for the one before.
+    :param single_rate: events a second of the first kind, of those.
+    :param burst: events that come to be together, for the second kind.
     :param padding: bytes of each event's request body.
     """
 
@@ -96,6 +100,8 @@ class Clients:
         singles: int = 4,
         batches: int = 4,
         rate: float = 200.0,
+        single_rate: float | None = None,
+        burst: int = 1,
         padding: int = 200,
         largest: int = 100,
         invalid: bool = True,
@@ -108,9 +114,11 @@ class Clients:
         self.largest = largest
         self.invalid = invalid
         self.retry = retry
-        each = rate / (singles + batches)
-        self._clients = [_Client(self, each, batch=False) for _ in range(singles)]
-        self._clients += [_Client(self, each, batch=True) for _ in range(batches)]
+        if single_rate is None:
+            single_rate = rate * singles / (singles + batches)
+        one, many = single_rate / max(1, singles), (rate - single_rate) / max(1, batches)
+        self._clients = [_Client(self, one, 1, batch=False) for _ in range(singles)]
+        self._clients += [_Client(self, many, burst, batch=True) for _ in range(batches)]
         self._threads = [threading.Thread(target=one.run, daemon=True) for one in self._clients]
 
     def __enter__(self) -> Self:
@@ -141,9 +149,10 @@ class Clients:
 
 
 class _Client:
-    def __init__(self, clients: Clients, rate: float, *, batch: bool) -> None:
+    def __init__(self, clients: Clients, rate: float, burst: int, *, batch: bool) -> None:
         self._all = clients
-        self._gap = 1 / rate if rate else 0.0
+        self._gap = burst / rate if rate else 0.0
+        self._burst = burst
         self._batch = batch
         self._key = next(_numbers)
         self._events = itertools.count()
@@ -155,7 +164,8 @@ class _Client:
 
     def run(self) -> None:
         ended = self._all.ended
-        due = time.monotonic()
+        # Not all at the same moment.
+        due = time.monotonic() + self._gap * random.random()
         while not ended.is_set():
             now = time.monotonic()
             if due > now:
@@ -163,9 +173,10 @@ class _Client:
                 continue
             batch = {}
             while due <= now and len(batch) < (self._all.largest if self._batch else 1):
-                request_id, event = self._make()
-                self._all.account.promises[request_id] = Promise(due if self._gap else now)
-                batch[request_id] = event
+                for _ in range(self._burst):
+                    request_id, event = self._make()
+                    self._all.account.promises[request_id] = Promise(due if self._gap else now)
+                    batch[request_id] = event
                 due += self._gap
             self._deliver(batch)
         self._hang_up()
