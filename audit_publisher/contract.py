@@ -17,7 +17,7 @@ NAME = f"^[^/{CONTROL.pattern[1:]}+$"
 
 #: What a forwarded header may hold: UTF-8 without commas (two values that a proxy merged) and
 #: without control characters. As servers hand it on, blanks around it apart.
-HEADER_TEXT = r"^[!-+\--~]([ !-+\--~]*[!-+\--~])?$"
+HEADER_TEXT = r"^([!-+\--~]([ !-+\--~]*[!-+\--~])?)?$"
 
 
 class _SignatureScheme(OpenApiAuthenticationExtension):

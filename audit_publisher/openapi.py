@@ -78,6 +78,8 @@ def _complete(operation: dict[str, Any]) -> None:
             response["description"] = DONE[status]
         if int(status) in ANSWER_HEADERS:
             response["headers"] = ANSWER_HEADERS[int(status)]
+    if "requestBody" in operation:
+        operation["requestBody"]["required"] = True
     links = LINKS.get(operation["operationId"])
     if links:
         operation["responses"]["200"]["links"] = links

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from django.urls import path, re_path
+from django.urls import path, re_path, register_converter
+from django.urls.converters import StringConverter
 
 from . import health, monitoring, openapi
+from .names import CONTROL
 from .refusals import only_get, unknown_path
 from .views import BatchView, ConfigView, EventView, LegacyEventView
+
+
+class ServiceName(StringConverter):
+    """What can be a service's name; nobody else has flags."""
+
+    regex = f"[^/{CONTROL.pattern[1:]}{{1,200}}"
+
+
+register_converter(ServiceName, "service")
 
 #: What the OpenAPI document describes.
 operations = [
     path("v1/logs/api-requests", EventView.as_view(), name="audit-event"),
     path("v1/logs/api-requests:batch", BatchView.as_view(), name="audit-batch"),
     path("v1/logRequest", LegacyEventView.as_view(), name="audit-event-legacy"),
-    path("v1/config/<str:service_name>", ConfigView.as_view(), name="audit-config"),
+    path("v1/config/<service:service_name>", ConfigView.as_view(), name="audit-config"),
 ]
 
 urlpatterns = [

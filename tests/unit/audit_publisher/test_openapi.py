@@ -77,6 +77,7 @@ def test_the_document_names_every_operation_and_status() -> None:
     assert event["responses"]["401"]["content"] == {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
     }
+    assert event["requestBody"]["required"] is True
     (scheme,) = event["security"]
     headers = {document["components"]["securitySchemes"][name]["name"] for name in scheme}
     assert headers == set(openapi.SIGNATURE_HEADERS)

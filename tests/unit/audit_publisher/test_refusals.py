@@ -45,6 +45,8 @@ def refused(response: Any, status: int, code: str) -> dict[str, Any]:
         "/v1/LOGREQUEST",
         "/v1/config/",
         "/v1/config/a/b",
+        "/v1/config/a%00b",
+        "/v1/config/" + "a" * 201,
         "/v2/logs",
         "/health/",
         "/health/other",

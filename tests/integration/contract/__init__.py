@@ -1,0 +1,1 @@
+"""The committed contract against a running publisher."""
