@@ -183,6 +183,6 @@ def _changed(sender: Any, change: Change, **kwargs: Any) -> None:
 
 def _refused(sender: Any, refused: Refused, **kwargs: Any) -> None:
     try:
-        note(TrailLine.Action.REFUSED.value, refused.kind, refused.what, actor=refused.actor)
+        note(str(TrailLine.Action.REFUSED), refused.kind, refused.what, actor=refused.actor)
     except Exception as error:  # noqa: BLE001  # nothing was changed; the answer stays 403
         logger.warning("A refusal could not be noted in the trail: %s", error)

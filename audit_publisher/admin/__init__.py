@@ -2,11 +2,13 @@
 
 from .consumers import ConsumerAdmin, ConsumerKeyAdmin, ConsumerKeyInline, TopicRouteAdmin
 from .regions import RegionAdmin
+from .spool import SpoolAdmin
 
 __all__ = [
     "ConsumerAdmin",
     "ConsumerKeyAdmin",
     "ConsumerKeyInline",
     "RegionAdmin",
+    "SpoolAdmin",
     "TopicRouteAdmin",
 ]
