@@ -59,6 +59,10 @@ demo: $(VENV)/.demo ## See it work: start everything, send requests, show what b
 test: check services ## Every test, with the real servers (ARGS=… goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: contract
+contract: $(VENV)/.dev ## 50,000 requests by schemathesis to a publisher behind its shipped server (ARGS="--requests …")
+	@$(BIN)/python -m tests.integration.contract.run $(ARGS)
+
 # ---- inner loop -------------------------------------------------------------------------------
 
 .PHONY: test-fast

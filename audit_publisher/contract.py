@@ -22,13 +22,19 @@ HEADER_TEXT = r"^([!-+\--~]([ !-+\--~]*[!-+\--~])?)?$"
 
 class _SignatureScheme(OpenApiAuthenticationExtension):
     target_class = "audit_publisher.authentication.SignatureAuthentication"
-    # All four together; a name each, for OpenAPI knows one header a scheme.
-    name = ["consumer", "signedAt", "keyVersion", "signature"]
+    # A name for each header: OpenAPI knows one header a scheme.
+    name = ["consumer", "signedAt", "keyVersion", "signature", "signatureInput", "messageSignature"]
 
     def get_security_definition(self, auto_schema: Any) -> list[dict[str, str]]:
         return [
             {"type": "apiKey", "in": "header", "name": header, "description": description}
-            for header, description in SIGNATURE_HEADERS.items()
+            for header, description in (SIGNATURE_HEADERS | MESSAGE_HEADERS).items()
+        ]
+
+    def get_security_requirement(self, auto_schema: Any) -> list[dict[str, list[Any]]]:
+        return [
+            {name: [] for name in self.name[:4]},
+            {name: [] for name in ("consumer", "signatureInput", "messageSignature")},
         ]
 
 
@@ -39,6 +45,13 @@ SIGNATURE_HEADERS = {
     "WM-SEC.KEY-VERSION": "The version of the key it was signed with.",
     "WM-SEC.AUTH-SIGNATURE": "SHA256withRSA in base64 over consumer id, timestamp and key version, "
     "each stripped and followed by a newline.",
+}
+
+#: The headers of a request whose message is signed; the consumer's id belongs to them, too.
+MESSAGE_HEADERS = {
+    "Signature-Input": "What the message signature (RFC 9421) covers: @method, @path, "
+    "content-digest and more; with created, nonce, alg and keyid (consumer id:key version).",
+    "Signature": "The message signature; Content-Digest (RFC 9530) goes with it.",
 }
 
 _HEADERS = [
@@ -92,6 +105,7 @@ ANSWER_HEADERS: dict[int, Any] = {
         "WWW-Authenticate": {"description": "What is wanted.", "schema": {"type": "string"}},
     },
     405: {"Allow": {"description": "What is allowed.", "schema": {"type": "string"}}},
+    409: _RETRY_AFTER,
     429: _RETRY_AFTER,
     500: _RETRY_AFTER,
     503: _RETRY_AFTER,
@@ -106,7 +120,7 @@ def _responses(success: dict[Any, Any], *problems: int) -> dict[Any, Any]:
 
 
 #: What operations that take events may answer, too.
-_EVENTS = (408, 413, 415, 422, 429)
+_EVENTS = (408, 409, 413, 415, 422, 429)
 _ONCE = (
     " `request_id` is the idempotency key: an event that is sent again with the same one, after "
     "an answer that was lost or a failure, may be stored twice on the way and is one row in the "

@@ -72,15 +72,18 @@ def test_the_document_names_every_operation_and_status() -> None:
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {URL, LEGACY, BATCH, "/v1/config/{service_name}"}
     event = document["paths"][URL]["post"]
-    refusals = {"400", "401", "404", "405", "408", "413", "414", "415", "417", "422", "429"}
+    refusals = {"400", "401", "404", "405", "408", "409", "413", "414", "415", "417", "422", "429"}
     assert set(event["responses"]) == {"200", *refusals, "431", "500", "501", "503"}
     assert event["responses"]["401"]["content"] == {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
     }
     assert event["requestBody"]["required"] is True
-    (scheme,) = event["security"]
-    headers = {document["components"]["securitySchemes"][name]["name"] for name in scheme}
-    assert headers == set(openapi.SIGNATURE_HEADERS)
+    legacy, message = (
+        {document["components"]["securitySchemes"][name]["name"] for name in scheme}
+        for scheme in event["security"]
+    )
+    assert legacy == set(openapi.SIGNATURE_HEADERS)
+    assert message == {"WM-CONSUMER.ID", *openapi.MESSAGE_HEADERS}
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
 
