@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from django.http import HttpRequest
 from django.http.request import UnreadablePostError
@@ -14,42 +14,93 @@ from .problems import Problem
 _CHUNK = 64 << 10
 
 
-def read_body(
-    request: HttpRequest, limit: int, check: Callable[[bytes], None] | None = None
-) -> bytes:
-    """Return the body, decompressed.
+class BodyReader:
+    """Puts a request's body together, within its bounds.
+
+    :param meta: WSGI's or ASGI's META.
+    :param limit: bytes that the body may have, before and after decompression.
+    :raises Problem: 413 it says that it is too large, 415 an encoding we do not take.
+    """
+
+    def __init__(self, meta: Mapping[str, Any], limit: int) -> None:
+        encoding = meta.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+        if encoding not in {"", "identity", "gzip"}:
+            raise Problem(
+                415,
+                "Content-Encoding is not supported. Send gzip or none.",
+                code="unsupported-encoding",
+                header="Content-Encoding",
+            )
+        length = meta.get("CONTENT_LENGTH") or ""
+        #: What Content-Length says, in bytes.
+        self.declared = int(length) if length.isascii() and length.isdigit() else None
+        if self.declared is not None and self.declared > limit:
+            raise _too_large(limit)
+        self.compressed = encoding == "gzip"
+        self.limit = limit
+        #: Bytes so far.
+        self.size = 0
+        self._parts: list[bytes] = []
+
+    def feed(self, part: bytes) -> None:
+        """Add what came.
+
+        :raises Problem: 413.
+        """
+        self.size += len(part)
+        if self.size > self.limit:
+            raise _too_large(self.limit)
+        self._parts.append(part)
+
+    def raw(self) -> bytes:
+        """The body as it was sent.
+
+        :raises Problem: 400, it is cut short.
+        """
+        if self.declared is not None and self.size < self.declared:
+            raise Problem(
+                400,
+                "The body is shorter than its Content-Length.",
+                code="body-incomplete",
+                header="Content-Length",
+                retry_after=1,
+            )
+        return b"".join(self._parts)
+
+    def plain(self, raw: bytes) -> bytes:
+        """The body, decompressed.
+
+        :raises Problem: 400 damaged, 413 too large.
+        """
+        return _gunzip(raw, self.limit) if self.compressed else raw
+
+
+def read_body(request: HttpRequest, limit: int, check: Callable[[bytes], None]) -> bytes:
+    """Return a Django request's body, decompressed.
 
     :param limit: bytes that it may have, before and after decompression.
-    :param check: called with the body as it was received, before anything of it is used; it may
-        refuse it.
+    :param check: gets the body as it was sent, before anything of it is used.
     :raises Problem: 413 too large, 415 an encoding we do not take, 400 cut short or damaged, 408
         not sent to its end in time.
     """
-    encoding = request.META.get("HTTP_CONTENT_ENCODING", "").strip().lower()
-    if encoding not in {"", "identity", "gzip"}:
-        raise Problem(
-            415,
-            "Content-Encoding is not supported. Send gzip or none.",
-            code="unsupported-encoding",
-            header="Content-Encoding",
-        )
-    raw = _read(request, limit)
-    if check is not None:
-        check(raw)
-    return _gunzip(raw, limit) if encoding == "gzip" else raw
+    reader = BodyReader(request.META, limit)
+    raw = _read(request, reader)
+    check(raw)
+    return reader.plain(raw)
 
 
-def _read(request: HttpRequest, limit: int) -> bytes:
-    length = request.META.get("CONTENT_LENGTH") or ""
-    declared = int(length) if length.isascii() and length.isdigit() else None
-    if declared is not None and declared > limit:
-        raise _too_large(limit)
+def _read(request: HttpRequest, reader: BodyReader) -> bytes:
+    """Return a Django request's body as it was sent.
+
+    :raises Problem: 413 too large, 400 cut short or damaged, 408 not sent to its end in time.
+    """
     stream: Any = request
-    if declared is None and request.META.get("wsgi.input_terminated"):
+    if reader.declared is None and request.META.get("wsgi.input_terminated"):
         # A chunked body: Django reads nothing without a length, the server knows where it ends.
         stream = request.META["wsgi.input"]
     try:
-        body = _read_bounded(stream, limit)
+        while part := stream.read(min(_CHUNK, reader.limit + 1 - reader.size)):
+            reader.feed(part)
     except Problem:
         raise
     except (UnreadablePostError, OSError) as error:
@@ -64,26 +115,7 @@ def _read(request: HttpRequest, limit: int) -> bytes:
         raise Problem(
             400, "The body's transfer encoding is damaged.", code="bad-transfer"
         ) from error
-    if declared is not None and len(body) < declared:
-        raise Problem(
-            400,
-            "The body is shorter than its Content-Length.",
-            code="body-incomplete",
-            header="Content-Length",
-            retry_after=1,
-        )
-    return body
-
-
-def _read_bounded(stream: IO[bytes], limit: int) -> bytes:
-    parts = []
-    size = 0
-    while part := stream.read(min(_CHUNK, limit + 1 - size)):
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-    return b"".join(parts)
+    return reader.raw()
 
 
 def _gunzip(data: bytes, limit: int) -> bytes:

@@ -226,6 +226,15 @@ class PublisherSettings(AppSettings):
         500, "Records that one step of the spool's drain appends.", unit="records", minimum=1
     )
 
+    MAX_IN_FLIGHT_BYTES: int = option(
+        64 << 20,
+        "Bytes of request bodies that one process reads or makes durable at the same time, "
+        "decompressed; above it, requests are answered 429. Its memory is about three times that "
+        "at most.",
+        unit="bytes",
+        minimum=1 << 20,
+    )
+
     # -- upkeep --
     REFRESH_SECONDS: float = option(
         2.0,

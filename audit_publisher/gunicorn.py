@@ -1,10 +1,6 @@
 """Gunicorn's configuration for the publisher: ``gunicorn -c python:audit_publisher.gunicorn …``.
 
-Gunicorn drops header names with an underscore, because ``WM_CONSUMER.ID`` and ``WM-CONSUMER.ID``
-become one name for the application. Clients send both, so the ones we know are let through; a
-request that carries both spellings arrives with one comma-merged value, which the publisher
-refuses. Gunicorn passes them only from trusted peers, so every peer is trusted with exactly these
-names and with nothing else (no scheme headers, no SCRIPT_NAME).
+Its workers are event loops (see :mod:`.worker`): a slow client costs a socket, not a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ import tempfile
 from typing import Any
 
 from audit_logging.options import AppSettings, option
-from audit_publisher.names import UNDERSCORE_HEADERS
 
 
 class ServerSettings(AppSettings):
@@ -30,10 +25,11 @@ class ServerSettings(AppSettings):
         "Environment variables only; gunicorn's own `GUNICORN_CMD_ARGS` works as ever."
     )
 
-    APP: str = option("config.wsgi:application", "The WSGI application.")
+    APP: str = option(
+        "config.asgi:application", "The ASGI application; see `audit_publisher.asgi.front`."
+    )
     BIND: str = option("127.0.0.1:8001", "Address and port to listen on.")
     WORKERS: int = option(2, "Processes.", minimum=1)
-    THREADS: int = option(8, "Threads of each process.", minimum=1)
     TIMEOUT: int = option(
         30,
         "A worker that is silent for so long is killed. Above what two regions and the spool may "
@@ -71,7 +67,6 @@ server.enforce()
 wsgi_app = server.APP
 bind = server.BIND
 workers = server.WORKERS
-threads = server.THREADS
 worker_class = "audit_publisher.worker.Worker"
 timeout = server.TIMEOUT
 graceful_timeout = server.GRACEFUL_TIMEOUT
@@ -79,15 +74,6 @@ keepalive = server.KEEPALIVE
 max_requests = server.MAX_REQUESTS
 # Jitter keeps workers from ending together.
 max_requests_jitter = max_requests // 10
-limit_request_fields = 100
-limit_request_field_size = 8190
-limit_request_line = 4094
-
-header_map = "drop"
-forwarder_headers = ",".join(UNDERSCORE_HEADERS)
-forwarded_allow_ips = "*"
-secure_scheme_headers: dict[str, str] = {}
-
 # Newer gunicorns open one for each user in its home, so that two services would share it.
 control_socket_disable = True
 
@@ -110,10 +96,10 @@ def _remove(folder: str, pid: int) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Probe regions and drain the spool from the start, not from the first request on."""
-    from audit_publisher.publish import get_publisher
+    """Be ready before the first request: keys, routes, the schema's id and the regions' state."""
+    from audit_publisher.warm import warm_up
 
-    get_publisher().start()
+    warm_up()
 
 
 def worker_exit(server: Any, worker: Any) -> None:

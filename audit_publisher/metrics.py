@@ -112,6 +112,29 @@ DRAIN_REFUSED = Counter(
     "audit_publisher_spool_refused_total",
     "Spooled records that the event log refuses for good; kept in the spool's stream #refused.",
 )
+IN_FLIGHT_BYTES = Gauge(
+    "audit_publisher_in_flight_bytes",
+    "Bytes of the bodies that are being read or made durable. At MAX_IN_FLIGHT_BYTES of each "
+    "process requests are sent away with 429: add publishers, or look at the regions.",
+    multiprocess_mode="livesum",
+)
+SENT_AWAY = Counter(
+    "audit_publisher_requests_sent_away_total",
+    "Requests answered 429 at the door because MAX_IN_FLIGHT_BYTES were under way. Nothing of them "
+    "was read or counted as received.",
+)
+
+
+@cache
+def requests(operation: str, status: int) -> Any:
+    """REQUESTS of an operation's answers."""
+    return REQUESTS.labels(operation, str(status))
+
+
+@cache
+def request_seconds(operation: str) -> Any:
+    """REQUEST_SECONDS of an operation."""
+    return REQUEST_SECONDS.labels(operation)
 
 
 @cache

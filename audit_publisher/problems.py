@@ -58,16 +58,20 @@ class Problem(Exception):
             header=self.header,
         )
 
+    def content(self) -> bytes:
+        """The answer's body, as it is sent."""
+        return msgspec.json.encode(self.document())
+
+    def all_headers(self) -> dict[str, str]:
+        """The answer's headers, but for those of its body."""
+        if self.retry_after is None:
+            return self.headers
+        return {"Retry-After": str(self.retry_after), **self.headers}
+
     def response(self) -> HttpResponse:
         """The answer."""
-        response = HttpResponse(
-            msgspec.json.encode(self.document()),
-            status=self.status,
-            content_type=CONTENT_TYPE,
-        )
-        if self.retry_after is not None:
-            response["Retry-After"] = str(self.retry_after)
-        for name, value in self.headers.items():
+        response = HttpResponse(self.content(), status=self.status, content_type=CONTENT_TYPE)
+        for name, value in self.all_headers().items():
             response[name] = value
         return response
 

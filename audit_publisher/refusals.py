@@ -35,13 +35,7 @@ def handler400(request: HttpRequest, exception: Exception) -> HttpResponse:
     if _is_for_people(request):
         return defaults.bad_request(request, exception)
     if isinstance(exception, DisallowedHost):
-        problem = Problem(
-            400,
-            "The Host header is not one of this publisher's names. Use its own name, or add the "
-            "name to AUDIT_ALLOWED_HOSTS.",
-            code="unknown-host",
-            header="Host",
-        )
+        problem = unknown_host()
     elif isinstance(exception, RequestDataTooBig):
         problem = Problem(413, "The body is too large.", field="")
     else:
@@ -68,6 +62,17 @@ def handler500(request: HttpRequest) -> HttpResponse:
     if _is_for_people(request):
         return defaults.server_error(request)
     return Problem(500, "The publisher failed. Its log says why.", retry_after=30).response()
+
+
+def unknown_host() -> Problem:
+    """The Host header is none that we answer for."""
+    return Problem(
+        400,
+        "The Host header is not one of this publisher's names. Use its own name, or add the name "
+        "to AUDIT_ALLOWED_HOSTS.",
+        code="unknown-host",
+        header="Host",
+    )
 
 
 def _no_such_path() -> Problem:

@@ -1,195 +1,255 @@
-"""The server's worker: gunicorn's threads, but no client can hold one by sending nothing.
+"""The server's worker: uvicorn's event loop, and nobody may keep anything by being slow.
 
-Gunicorn's own waits without end for the rest of a request line, of a header or of a body, each
-time in a thread, and lets go of a connection in its main loop, where a client that does not hang
-up stops everybody for two seconds.
+uvicorn waits without end for the rest of a head or of a body, takes heads of any size, answers
+what is no HTTP in plain text, and when it closes a connection the kernel may take back the answer.
 """
 
 from __future__ import annotations
 
-import errno
+import asyncio
 import json
-import selectors
-import socket
-import time
-from collections import deque
-from functools import partial
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
-from gunicorn import util
-from gunicorn.http.errors import NoMoreData
-from gunicorn.http.unreader import SocketUnreader
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import HANDLED_SIGNALS, Server
+from uvicorn_worker import UvicornWorker
 
 from .problem_kinds import document, kind_of
 
-#: Seconds that the rest of a body nobody read may take before its connection is given up.
-_DRAIN_SECONDS = 0.1
-#: Seconds and bytes for which a closed connection is listened to, so that the client gets the
-#: answer: the kernel takes it back when something arrives that nobody reads.
+#: Bytes of a request's line and headers.
+MAX_HEAD_BYTES = 32 << 10
+#: Seconds and bytes for which a connection that is over is listened to, so that the client gets
+#: the answer: the kernel takes it back when something arrives that nobody reads.
 _LINGER_SECONDS = 2.0
-_LINGER_BYTES = 1 << 16
+_LINGER_BYTES = 1 << 20
 
 
-def _write_problem(sock: Any, status: int, reason: str, message: str) -> None:
-    """Say why a request never reached the application, as the application says such things."""
-    kind = kind_of(status, "malformed-request" if status == 400 else "")
-    said = "".join(character for character in message[:200] if character.isprintable())
-    body = json.dumps(document(kind, f"{kind.title}. {said}".strip(), status=status)).encode()
-    head = [
-        f"HTTP/1.1 {status} {reason}",
-        "Connection: close",
-        "Content-Type: application/problem+json",
-        f"Content-Length: {len(body)}",
-    ]
-    if kind.retryable:
-        head.append("Retry-After: 30")
-    util.write_nonblock(sock, "\r\n".join(head).encode() + b"\r\n\r\n" + body)
+class _Transport:
+    """A connection's transport, whose end does not take back what was answered."""
 
+    def __init__(self, transport: Any, protocol: Protocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
 
-# Gunicorn has no hook for what it answers by itself.
-util.write_error = _write_problem
+    def write(self, data: bytes) -> None:
+        """Write, unless that is over: of several requests in one piece only the last is told."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
-class ReadTimeout(NoMoreData, TimeoutError):
-    """The client took too long. In the head of a request the connection is just closed."""
-
-
-class _TimedReader(SocketUnreader):
-    """Reads a request from a socket until its time is over.
-
-    :param seconds: for the whole request, head and body.
-    """
-
-    def __init__(self, sock: Any, seconds: float) -> None:
-        super().__init__(sock)
-        self._seconds = seconds
-        self.restart()
-
-    def restart(self) -> None:
-        """The next request begins."""
-        self._deadline = time.monotonic() + self._seconds
-
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        allowed = self.sock.gettimeout()
-        left = self._deadline - time.monotonic()
-        if left > 0:
-            self.sock.settimeout(left if allowed is None else min(left, allowed))
-            try:
-                return super().chunk(size_hint)
-            except TimeoutError:
-                pass
-            finally:
-                self.sock.settimeout(allowed)
-        raise ReadTimeout
-
-
-class _Connection(TConn):
-    def __init__(self, worker: Worker, sock: Any, client: Any, listener: Any) -> None:
-        super().__init__(worker.cfg, sock, client, listener)
-        self._worker = worker
-        self.drained = 0
-
-    def init(self) -> None:
-        fresh = not self.initialized
-        super().init()
-        if self.is_http2:
-            return
-        if fresh:
-            buffered = self.parser.unreader.take_buffered()
-            self.parser.unreader = _TimedReader(self.sock, self._worker.read_timeout)
-            self.parser.unreader.unread(buffered)
+    def close(self) -> None:
+        """Close it at once if the request is whole, else when its sender had time to listen."""
+        if self._protocol.reading and not self._transport.is_closing():
+            self._protocol.linger()
         else:
-            self.parser.unreader.restart()
-
-    def close(self, graceful: bool = False) -> None:
-        if not (graceful and self._worker.linger(self)):
-            super().close(graceful=graceful and not self._worker.alive)
+            self._transport.close()
 
 
-class Worker(ThreadWorker):
-    """A threaded worker in which a connection has a thread only while there is something to do.
+class Protocol(HttpToolsProtocol):
+    """One connection.
 
-    :ivar read_timeout: seconds for reading one request.
+    :ivar reading: whether a request has begun to come in and is not whole.
     """
+
+    reading = False
+
+    def connection_made(self, transport: Any) -> None:
+        """Somebody connected, and has so long to send a request."""
+        super().connection_made(transport)
+        self.transport = _Transport(transport, self)  # type: ignore[assignment]
+        self._raw = transport
+        self._in_head = True
+        self._head_bytes = 0
+        self._late_bytes = 0
+        self._lingers = False
+        #: Since when (the loop's clock) the client owes us something.
+        self.since: float | None = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        if self._lingers:
+            self._late_bytes += len(data)
+            if self._late_bytes > _LINGER_BYTES:
+                self._raw.abort()
+            return
+        if self.since is None:
+            self.since = self.loop.time()
+        if self._in_head:
+            self._head_bytes += len(data)
+            self.reading = True
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self.refuse(431, "A request's line and headers may have 32 KB.")
+
+    def on_message_begin(self) -> None:
+        """A request begins, perhaps right behind another one."""
+        self._in_head = self.reading = True
+        if self.since is None:
+            self.since = self.loop.time()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        self._in_head = False
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body is there; it may be answered already."""
+        if self.cycle is not None and self.cycle.response_complete:
+            self._late_bytes += len(body)
+            if self._late_bytes > _LINGER_BYTES:
+                self._raw.abort()
+            return
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """It is whole."""
+        self.reading = False
+        self.since = None
+        self._late_bytes = 0
+        super().on_message_complete()
+        self._in_head = True
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is not HTTP."""
+        self.refuse(400, msg)
+
+    def refuse(self, status: int, message: str) -> None:
+        """Say why a request never reached the application, and be done with the connection."""
+        if self._lingers or self._raw.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self._raw.abort()
+            return
+        kind = kind_of(status, "malformed-request" if status == 400 else "")
+        body = json.dumps(document(kind, message, status=status)).encode()
+        head = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "Connection: close",
+            "Content-Type: application/problem+json",
+            f"Content-Length: {len(body)}",
+        ]
+        if kind.retryable:
+            head.append("Retry-After: 1")
+        self.transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+        self._let_go()
+        self.linger()
+
+    def _let_go(self) -> None:
+        """The application need not go on with what was being read."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def linger(self) -> None:
+        """Send nothing more, and listen a little, so that the client gets what was sent."""
+        self._lingers = True
+        self.flow.resume_reading()
+        if self._raw.can_write_eof():
+            self._raw.write_eof()
+        self.since = self.loop.time()
+
+    def look(self, now: float, patience: float) -> None:
+        """End what takes too long; called now and then.
+
+        :param now: by the loop's clock.
+        :param patience: seconds for a whole request, and for an answer to be taken.
+        """
+        if self._raw.is_closing():
+            # Closed with bytes that nobody takes.
+            if self._raw.get_write_buffer_size():
+                self.since = self.since or now
+                if now - self.since > patience:
+                    self._raw.abort()
+            return
+        if self.since is None:
+            if self._raw.get_write_buffer_size():
+                self.since = now
+            return
+        waited = now - self.since
+        if self._lingers:
+            if waited > _LINGER_SECONDS:
+                self._raw.abort()
+        elif waited > patience:
+            answered = self.cycle is not None and self.cycle.response_complete
+            if self.reading and not self._in_head and not answered:
+                self.refuse(408, "The body did not arrive in time.")
+            elif self._raw.get_write_buffer_size() or self.reading or self.cycle is None:
+                # Half a head, an answer that is not read, or never a word.
+                self._raw.abort()
+            else:
+                self.since = None
+
+
+class _Server(Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the process ends in good order and not by the signal: gunicorn's hooks
+        and Python's exit handlers run."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {each: signal.signal(each, self.handle_exit) for each in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+class Worker(UvicornWorker):
+    """gunicorn's worker around uvicorn.
+
+    :ivar read_timeout: seconds for one request to come in, and for its answer to be taken.
+    """
+
+    CONFIG_KWARGS = {
+        "loop": "auto",
+        "http": Protocol,
+        "ws": "none",
+        "lifespan": "on",
+        # Django is told by its own settings whom to believe.
+        "proxy_headers": False,
+        "server_header": False,
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         from .gunicorn import server
 
         self.read_timeout: float = server.READ_TIMEOUT
-        self._lingering: deque[_Connection] = deque()
+        self.config.timeout_graceful_shutdown = self.cfg.graceful_timeout or None
 
-    def accept(self, listener: Any) -> None:
-        """Take a connection; a thread gets it when its first byte is there."""
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        server = _Server(config=self.config)
+        self._install_sigquit_handler()
+        looking = asyncio.create_task(self._look_after(server))
         try:
-            sock, client = listener.accept()
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
-                raise
-            return
-        self.nr_conns += 1
-        conn = _Connection(self, sock, client, listener.getsockname())
-        conn.timeout = time.monotonic() + self.read_timeout
-        self.pending_conns.append(conn)
-        self.poller.register(
-            conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn)
-        )
+            await server.serve(sockets=self.sockets)
+        finally:
+            looking.cancel()
+        if not server.started:
+            # gunicorn's code for a worker that cannot start: it does not try again for ever.
+            os._exit(3)
 
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        """Answer a request; a client that does not read the answer is no error of ours."""
-        # Also for requests that came in one piece with the one before, which nothing reads again.
-        conn.sock.settimeout(self.read_timeout)
-        try:
-            return super().handle_request(req, conn)
-        except TimeoutError as error:
-            raise ReadTimeout from error
-
-    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
-        # What was not read by now is not waited for: the answer may be a 401 to anybody.
-        return keepalive and bool(
-            conn.parser.finish_body(deadline=time.monotonic() + _DRAIN_SECONDS)
-        )
-
-    def linger(self, conn: _Connection) -> bool:
-        """Close our half of a connection; the rest when the client did, or is too slow.
-
-        :return: False if there is nothing left to wait for.
-        """
-        if not self.alive:
-            return False
-        try:
-            conn.sock.shutdown(socket.SHUT_WR)
-            conn.sock.setblocking(False)
-            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._drain, conn))
-        except (OSError, ValueError, KeyError):
-            return False
-        conn.timeout = time.monotonic() + _LINGER_SECONDS
-        self._lingering.append(conn)
-        return True
-
-    def _drain(self, conn: _Connection, sock: Any) -> None:
-        try:
-            data = sock.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        conn.drained += len(data)
-        if not data or conn.drained > _LINGER_BYTES:
-            self._lingering.remove(conn)
-            self._forget(conn)
-
-    def murder_pending(self) -> None:
-        """Close what was waited for long enough."""
-        super().murder_pending()
-        now = time.monotonic()
-        while self._lingering and self._lingering[0].timeout <= now:
-            self._forget(self._lingering.popleft())
-
-    def _forget(self, conn: _Connection) -> None:
-        try:
-            self.poller.unregister(conn.sock)
-        except (OSError, KeyError, ValueError):
-            pass
-        conn.close()
+    async def _look_after(self, server: Server) -> None:
+        loop = asyncio.get_running_loop()
+        interval = min(0.5, self.read_timeout / 4)
+        while True:
+            await asyncio.sleep(interval)
+            now = loop.time()
+            for connection in list(server.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.look(now, self.read_timeout)

@@ -92,7 +92,7 @@ def publisher(
             **(env or {}),
         }
         manage = [sys.executable, "manage.py"]
-        add = ["audit_key", "add", "--consumer", CONSUMER, "--service", SERVICE]
+        add = ["audit_key", "add", "--consumer", CONSUMER, "--service", SERVICE, "--caller", "*"]
         for command in (["migrate", "-v0"], [*add, "--public-key", str(places.public_key)]):
             subprocess.run(
                 [*manage, *command], cwd=ROOT, env=environ, check=True, stdout=subprocess.DEVNULL

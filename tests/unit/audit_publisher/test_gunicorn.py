@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, public_pem: str) -> Iterato
 def impatient(tmp_path_factory: pytest.TempPathFactory, public_pem: str) -> Iterator[Server]:
     """A server that gives each request half a second."""
     data = tmp_path_factory.mktemp("impatient")
-    with serve(data, public_pem, GUNICORN_READ_TIMEOUT="0.5", GUNICORN_THREADS="4") as made:
+    with serve(data, public_pem, GUNICORN_READ_TIMEOUT="0.5") as made:
         yield made
 
 

@@ -1,0 +1,287 @@
+"""The publisher behind an ASGI server: events are taken here, everything else is Django's.
+
+    application = front(get_asgi_application())
+
+The operations, their checks and their answers are those of the views; what is spared is the way
+through Django's and DRF's layers, and a thread for each request that waits for Kafka.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.http.request import split_domain_port, validate_host
+
+from audit_logging import tracing
+
+from . import authentication, metrics, operations
+from .admission import Admission, Place
+from .body import BodyReader
+from .intake import Intake
+from .operations import Operation
+from .outcome import Outcome
+from .problems import CONTENT_TYPE, Problem, not_allowed
+from .publish import get_publisher
+from .refusals import unknown_host
+from .senders import Sender
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+_OPERATIONS = {
+    f"/{each.path}": each for each in (operations.EVENT, operations.BATCH, operations.LEGACY)
+}
+#: Events that are prepared before others get their turn.
+_TURN = 100
+#: Compressed bytes above which others are not made to wait for the decompression.
+_TURN_BYTES = 64 << 10
+_TRACE = ("traceparent", "tracestate")
+#: Seconds between looks for delivery reports, with some awaited and without.
+_BUSY, _IDLE = 0.002, 0.02
+
+
+def front(application: Application) -> Application:
+    """Return `application` with the operations on events before it."""
+    return _Front(application)
+
+
+class Asked:
+    """A request as the checks of its sender want it; the names are Django's."""
+
+    __slots__ = ("META", "method", "scheme")
+
+    def __init__(self, scope: Message) -> None:
+        self.method: str = scope["method"]
+        self.scheme: str = scope.get("scheme") or "http"
+        client = scope.get("client")
+        meta: dict[str, Any] = {
+            "REQUEST_METHOD": self.method,
+            "PATH_INFO": scope["path"],
+            "SCRIPT_NAME": "",
+            "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
+            "REMOTE_ADDR": client[0] if client else "",
+        }
+        for raw, value in scope["headers"]:
+            name = _meta_name(raw)
+            text = value.decode("latin-1")
+            # Once more, or in another spelling: nobody can say which is meant, and all see that.
+            meta[name] = f"{meta[name]},{text}" if name in meta else text
+        self.META = meta
+
+
+@lru_cache(maxsize=512)
+def _meta_name(raw: bytes) -> str:
+    name = raw.decode("latin-1").upper().replace("-", "_")
+    return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
+
+
+@lru_cache(maxsize=256)
+def _is_ours(host: str) -> bool:
+    domain, _ = split_domain_port(host)
+    allowed = settings.ALLOWED_HOSTS
+    if settings.DEBUG and not allowed:
+        allowed = [".localhost", "127.0.0.1", "[::1]"]
+    return bool(domain) and validate_host(domain, allowed)
+
+
+class _Front:
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._driver = Driver()
+        self._admission = Admission()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            operation = _OPERATIONS.get(scope["path"])
+            if operation is not None:
+                await self._serve(operation, scope, receive, send)
+                return
+        elif scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        await self._application(scope, receive, send)
+
+    async def _serve(
+        self, operation: Operation, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        began = time.perf_counter()
+        headers: dict[str, str] = operations.fixed_headers()
+        content = b""
+        status = 500
+        sender: Sender | None = None
+        try:
+            request = Asked(scope)
+            sender = _sender_of(request)
+            content = await self._take(operation, request, sender, receive)
+            status = 200 if content else 204
+            if content:
+                headers["Content-Type"] = operations.JSON
+        except _Gone:
+            # Nobody is there to be answered.
+            return
+        except Exception as error:  # noqa: BLE001  (a problem, or logged as a fault)
+            problem = error if isinstance(error, Problem) else _fault(operation, error)
+            status, content = problem.status, problem.content()
+            headers |= problem.all_headers()
+            headers["Content-Type"] = CONTENT_TYPE
+        finally:
+            if sender is not None:
+                sender.answered(status)
+        metrics.request_seconds(operation.name).observe(time.perf_counter() - began)
+        metrics.requests(operation.name, status).inc()
+        if status != 204:
+            headers["Content-Length"] = str(len(content))
+        if scope["method"] == "HEAD":
+            content = b""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    (name.encode("latin-1"), value.encode("latin-1"))
+                    for name, value in headers.items()
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": content})
+
+    async def _take(
+        self, operation: Operation, request: Asked, sender: Sender, receive: Receive
+    ) -> bytes:
+        meta = request.META
+        form = operation.form_of(meta.get("CONTENT_TYPE", ""))
+        with self._admission.place() as place:
+            body = await _read(BodyReader(meta, operation.limit), place, sender, receive)
+            events = operation.events_in(body, form)
+            http = operation.forwarded(meta, sender.consumer_id)
+            parent = {name: meta.get(f"HTTP_{name.upper()}") for name in _TRACE}
+            with tracing.span("publish", kind="server", parent=parent, events=len(events)):
+                now = time.time_ns() // 1000
+                intake = Intake(events, http, sender, now, batch=operation.many)
+                while intake.prepare(_TURN):
+                    await asyncio.sleep(0)
+                outcomes = await self._driver.publish(intake.items)
+            return operation.answer(intake.results(outcomes))
+
+
+def _sender_of(request: Asked) -> Sender:
+    if not _is_ours(request.META.get("HTTP_HOST", "")):
+        raise unknown_host()
+    if request.method != "POST":
+        raise not_allowed("POST")
+    return authentication.identify(request, authentication.SignatureAuthentication.clock())
+
+
+def _fault(operation: Operation, error: Exception) -> Problem:
+    logger.error("%s failed", operation.name, exc_info=error)
+    return Problem(500, "The publisher failed. Its log says why.", retry_after=30)
+
+
+class _Gone(Exception):
+    """The client hung up."""
+
+
+async def _read(reader: BodyReader, place: Place, sender: Sender, receive: Receive) -> bytes:
+    """Read a body within its bound; what it takes of memory is taken from `place`."""
+    if reader.declared:
+        place.take(reader.declared)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        part = message.get("body", b"")
+        if part:
+            if not reader.declared:
+                place.take(len(part))
+            reader.feed(part)
+        if not message.get("more_body", False):
+            break
+    raw = reader.raw()
+    sender.check_body(raw)
+    if reader.compressed and len(raw) > _TURN_BYTES:
+        body = await asyncio.to_thread(reader.plain, raw)
+    else:
+        body = reader.plain(raw)
+    if reader.compressed:
+        place.take(len(body))
+    return body
+
+
+class Driver:
+    """Publishes from an event loop, which serves delivery reports between requests.
+
+    A thread that waits for them would take the interpreter from the loop once for each record.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._busy = False
+
+    def publish(self, items: Any) -> asyncio.Future[list[Outcome]]:
+        """The outcomes of `items`, in order, when every fate is known."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._thread = loop, threading.get_ident()
+            self._tick()
+        future: asyncio.Future[list[Outcome]] = loop.create_future()
+
+        def settle(outcomes: list[Outcome]) -> None:
+            if not future.done():
+                future.set_result(outcomes)
+
+        def tell(outcomes: list[Outcome]) -> None:
+            if threading.get_ident() == self._thread:
+                settle(outcomes)
+            else:
+                loop.call_soon_threadsafe(settle, outcomes)
+
+        get_publisher().submit(items, tell)
+        if not self._busy and not future.done():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._again(True)
+        return future
+
+    def _tick(self) -> None:
+        try:
+            still_open = get_publisher().drive()
+        except Exception:
+            logger.exception("Delivery reports could not be served.")
+            still_open = 0
+        self._again(bool(still_open))
+
+    def _again(self, busy: bool) -> None:
+        assert self._loop is not None  # noqa: S101
+        self._busy = busy
+        self._timer = self._loop.call_later(_BUSY if busy else _IDLE, self._tick)
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        kind = message["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+
+def _reconfigure(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("ALLOWED_HOSTS", "DEBUG"):
+        _is_ours.cache_clear()
+
+
+setting_changed.connect(_reconfigure)
