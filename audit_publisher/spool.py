@@ -7,11 +7,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from audit_logging.exceptions import SpoolError
+from audit_logging.exceptions import SpoolError, SpoolFull
 from audit_logging.spool import DurableQueue, Record, StoredRecord
 from audit_logging.spool_moves import move
 
@@ -40,6 +40,8 @@ class Spool:
     ) -> None:
         self._folder = Path(folder)
         self._max_bytes = max_bytes
+        #: Bytes that it held when a record found no room.
+        self._full_at: int | None = None
         self._queue = DurableQueue(
             self._folder / "publisher.sqlite3", max_bytes=max_bytes, clock=clock
         )
@@ -52,13 +54,25 @@ class Spool:
         try:
             self._queue.append(topic, records)
         except (SpoolError, OSError, sqlite3.Error) as error:
+            if isinstance(error, SpoolFull):
+                self._remember_full()
             raise StorageExhausted(f"No region takes it, and the spool neither: {error}") from error
+        self._full_at = None
+
+    def _remember_full(self) -> None:
+        with suppress(SpoolError, OSError, sqlite3.Error):
+            used = self._queue.used_bytes()
+            # Else it was the record that is too large for any spool of this size.
+            self._full_at = used if used >= self._max_bytes // 2 else None
 
     def accepts(self) -> str:
         """Say why the spool takes nothing now; "" when it does."""
         try:
             used = self._queue.used_bytes()
-            if used >= self._max_bytes:
+            # The last bytes stay free, as nothing fits: what was refused says more than the sum.
+            if self._full_at is not None and used < self._full_at:
+                self._full_at = None
+            if used >= self._max_bytes or self._full_at is not None:
                 return (
                     f"AUDIT_PUBLISHER_SPOOL_MAX_BYTES: the spool is full ({used:,} bytes). "
                     "Bring a region back, or raise it."

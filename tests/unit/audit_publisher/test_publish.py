@@ -305,12 +305,16 @@ def test_too_much_in_flight_goes_to_disk_not_to_another_region(setup: Setup) -> 
 
 
 def test_a_full_spool(tmp_path: Path) -> None:
-    setup = Setup(tmp_path, spool_bytes=300)
+    setup = Setup(tmp_path, spool_bytes=260)
     setup.primary.failure = setup.secondary.failure = DOWN
     assert setup.publish(b"x" * 100) == ["spooled"]
     (outcome,) = setup.publisher.publish([(TOPIC, Record(b"x" * 200))])
     assert (outcome.status, outcome.retryable) == ("rejected", True)
     assert isinstance(outcome.error, StorageExhausted)
+    # The rest of its room is too small for what comes, so that it never holds all it may.
+    assert "SPOOL_MAX_BYTES" in setup.spool.accepts()
+    assert setup.publish(b"x") == ["spooled"], "there is room for less"
+    assert setup.spool.accepts() == ""
     setup.primary.failure = Backpressure("queue full")
     (outcome,) = setup.another().publish([(TOPIC, Record(b"x" * 200))])
     assert isinstance(outcome.error, Backpressure)
