@@ -21,9 +21,8 @@ import django
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from audit_publisher.openapi import DOCUMENT_PATH
-
 ROOT = Path(__file__).resolve().parents[3]
+DOCUMENT_PATH = ROOT / "audit_publisher" / "openapi.json"
 
 #: schemathesis' settings: the operation whose answer is about items takes items that are wrong.
 _CONFIG = """
