@@ -150,9 +150,9 @@ def note(
     return line
 
 
-def lines(since: datetime | None = None) -> Iterator[TrailLine]:
-    """Lines from `since` on, the oldest first."""
-    found = TrailLine.objects.order_by("id")
+def lines(since: datetime | None = None, after: int = 0) -> Iterator[TrailLine]:
+    """Lines from `since` on with ids above `after`, the oldest first."""
+    found = TrailLine.objects.filter(id__gt=after).order_by("id")
     if since is not None:
         found = found.filter(at__gte=since)
     return found.iterator(chunk_size=500)

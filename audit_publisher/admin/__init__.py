@@ -3,6 +3,7 @@
 from .consumers import ConsumerAdmin, ConsumerKeyAdmin, ConsumerKeyInline, TopicRouteAdmin
 from .regions import RegionAdmin
 from .spool import SpoolAdmin
+from .trail import TrailAdmin
 
 __all__ = [
     "ConsumerAdmin",
@@ -11,4 +12,5 @@ __all__ = [
     "RegionAdmin",
     "SpoolAdmin",
     "TopicRouteAdmin",
+    "TrailAdmin",
 ]

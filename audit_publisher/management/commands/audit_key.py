@@ -11,6 +11,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
+from audit_logging import changes
 from audit_publisher.models import Consumer, ConsumerKey
 
 
@@ -81,12 +82,15 @@ class Command(BaseCommand):
         revoke.add_argument("--consumer", required=True, help="Consumer id.")
         revoke.add_argument("--key-version", required=True, help="Version of the key.")
 
+        for action in (add, revoke):
+            action.add_argument("--reason", default="", help="Kept in the trail of changes.")
         for action in (add, shown, revoke):
             action.add_argument("--json", action="store_true", help="Print JSON.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Do what was asked."""
-        keys = getattr(self, f"_{options['action']}")(options)
+        with changes.because(options.get("reason", "")):
+            keys = getattr(self, f"_{options['action']}")(options)
         rows = [_row(key) for key in keys]
         if options["json"]:
             self.stdout.write(json.dumps(rows, indent=2))

@@ -1,0 +1,111 @@
+"""The trail of changes: read, searched, never edited."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.text import Truncator
+
+from audit_logging.changes_admin import acts
+
+from ..models import TrailLine
+
+_SHOWN = 300
+
+
+@admin.register(TrailLine)
+class TrailAdmin(admin.ModelAdmin):
+    """Shows who changed what; superusers neither."""
+
+    list_display = ("at", "actor", "action", "thing", "text", "said", "reason")
+    list_display_links = ("at",)
+    list_filter = ("action", "kind", "at")
+    date_hierarchy = "at"
+    search_fields = ("actor", "text", "key", "reason", "address")
+    search_help_text = "Who, which object, reason, or address."
+    list_per_page = 50
+    show_full_result_count = False
+    actions = None
+    fields = (
+        "at", "actor", "user_id", "address", "forwarded", "host", "action", "kind", "key", "text",
+        "table", "reason",
+    )  # fmt: skip
+    readonly_fields = fields
+
+    class Media:
+        css = {"all": ["audit_logging/flags.css", "audit_publisher/operation.css"]}
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Lines are written with what they tell of."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody edits a line."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody deletes a line."""
+        return False
+
+    @acts
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        """The list, under a title that promises no editing."""
+        title = {"title": "Trail of changes"}
+        return super().changelist_view(request, title | (extra_context or {}))
+
+    @admin.display(description="what", ordering="kind")
+    def thing(self, line: TrailLine) -> str:
+        """The kind of object, without its app where that is ours."""
+        return line.kind.removeprefix("audit_publisher.")
+
+    @admin.display(description="changes")
+    def said(self, line: TrailLine) -> str:
+        """The changes in a line."""
+        parts = []
+        for name, value in line.fields.items():
+            if isinstance(value, list) and len(value) == 2 and line.action != "created":
+                parts.append(f"{name}: {_plain(value[0])} → {_plain(value[1])}")
+            elif isinstance(value, list) and len(value) == 2:
+                parts.append(f"{name}: {_plain(value[1])}")
+            else:
+                parts.append(f"{name}: {_plain(value)}")
+        return Truncator("; ".join(parts)).chars(_SHOWN)
+
+    @admin.display(description="changes")
+    def table(self, line: TrailLine) -> SafeString | str:
+        """The changes, field by field."""
+        if not line.fields:
+            return "none"
+        both = line.action in ("created", "changed", "deleted")
+        rows = [
+            (name, _plain(value[0]), _plain(value[1]))
+            if both and isinstance(value, list) and len(value) == 2
+            else (name, "", _plain(value))
+            for name, value in line.fields.items()
+        ]
+        return format_html(
+            '<div class="audit-table"><table><thead><tr><th scope="col">field</th>'
+            '<th scope="col">before</th><th scope="col">after</th></tr></thead>'
+            "<tbody>{}</tbody></table></div>",
+            format_html_join(
+                "",
+                '<tr><th scope="row">{}</th><td class="audit-value">{}</td>'
+                '<td class="audit-value">{}</td></tr>',
+                rows,
+            ),
+        )
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
