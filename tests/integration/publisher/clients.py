@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from audit_publisher.testing import make_event
 from tests.services.base import HOST
 
 SINGLE = "/v1/logs/api-requests"
@@ -148,6 +147,29 @@ class Clients:
         return sum(one.done for one in self._clients)
 
 
+def event(request_id: str, padding: int, **changes: Any) -> dict[str, Any]:
+    """An event as clients send it, of 700 bytes and its padding."""
+    now = round(time.time(), 6)
+    return {
+        "request_id": request_id,
+        "service_name": "inventory-api",
+        "endpoint_name": "iac/v1/inventory",
+        "path": "/iac/v1/inventory?store=4108",
+        "method": "POST",
+        "request_body": "x" * padding,
+        "response_body": '{"status":"ACCEPTED"}',
+        "response_code": 202,
+        "request_ts": now - 0.042,
+        "response_ts": now,
+        "headers": {"content-type": "application/json", "wm-svc.env": "prod"},
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+        "consumer_id": "8f1f4b66-3f6c-4d24-9f6b-2b6d6a2f7a10",
+        "site_id": "1704989259133687000",
+        "outcome": "completed",
+        **changes,
+    }
+
+
 class _Client:
     def __init__(self, clients: Clients, rate: float, burst: int, *, batch: bool) -> None:
         self._all = clients
@@ -187,13 +209,9 @@ class _Client:
         changes: dict[str, Any] = {}
         if self._all.invalid and number % _INVALID_EACH == _INVALID_EACH - 1:
             changes["response_code"] = 5000
-        event = make_event(
-            request_id=request_id,
-            endpoint_name=f"client-{self._key}",
-            request_body="x" * self._all.padding,
-            **changes,
-        )
-        return request_id, json.dumps(event).encode()
+        changes["endpoint_name"] = f"client-{self._key}"
+        made = event(request_id, self._all.padding, **changes)
+        return request_id, json.dumps(made).encode()
 
     def _deliver(self, waiting: dict[str, bytes]) -> None:
         """Send until each has its promise."""
