@@ -389,8 +389,7 @@ CHECKS = (
     Entry(
         "W029",
         "The publisher takes smaller events than this service makes",
-        "Events between the two limits are sent twice: whole, and then without their bodies. Seen "
-        "by manage.py audit_doctor.",
+        "Events between the two limits are sent twice: whole, and then without their bodies.",
         "Set AUDIT_LOGGING MAX_EVENT_BYTES to the publisher's AUDIT_PUBLISHER_MAX_EVENT_BYTES, or "
         "raise that one.",
         "deploy",

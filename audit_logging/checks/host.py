@@ -62,7 +62,7 @@ def check_publisher() -> Iterator[CheckMessage]:
 
 @check(deploy=True)
 def check_publisher_answers() -> Iterator[CheckMessage]:
-    """W023 to W026: the publisher is there, knows the key, and takes this service's events."""
+    """W023 to W026, W029: the publisher is there, knows the key, and takes these events."""
     if conf.DELIVERY == "kafka" and conf.FLAGS_SOURCE != "publisher":
         return
     if conf.PUBLISHER_URL == _DEFAULT_URL:
@@ -91,7 +91,14 @@ class PublisherAnswer:
     time: float | None = None
 
     def messages(self) -> Iterator[CheckMessage]:
-        """W023 to W026."""
+        """W023 to W026, W029."""
+        limit = self.max_event_bytes
+        if limit is not None and limit < conf.MAX_EVENT_BYTES:
+            yield found(
+                "W029",
+                f"AUDIT_LOGGING MAX_EVENT_BYTES is {conf.MAX_EVENT_BYTES:,}, the publisher takes "
+                f"{limit:,}.",
+            )
         if self.status in (200, _UNSIGNED):
             return
         number = {401: "W025", 403: "W026", 404: "W024"}.get(self.status, "W023")

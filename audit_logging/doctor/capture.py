@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from django.core.checks import Tags, run_checks
+from django.db import connections
 
 from ..checks import check_delivery, check_folder, check_key, check_metrics, check_publisher
-from ..checks.catalogue import found
 from ..checks.host import PUBLISHER_SECONDS, publisher_answers
 from ..checks.registering import app_installed, positions
 from ..conf import conf
@@ -63,19 +63,11 @@ def publisher(asked: Asked) -> Iterator[Finding]:
             else "asks for no signature"
         )
         yield ok(f"{_shown(conf.PUBLISHER_URL)} answers, {signed}, takes {conf.SERVICE_NAME}")
-    limit = answer.max_event_bytes
-    if limit is not None and limit < conf.MAX_EVENT_BYTES:
-        yield from of_checks(
-            [
-                found(
-                    "W029",
-                    f"AUDIT_LOGGING MAX_EVENT_BYTES is {conf.MAX_EVENT_BYTES:,}, the publisher "
-                    f"takes {limit:,}.",
-                )
-            ]
-        )
-    elif limit is not None:
-        yield ok(f"it takes events of {limit:,} bytes; ours have {conf.MAX_EVENT_BYTES:,} at most")
+        if answer.max_event_bytes is not None:
+            yield ok(
+                f"it takes events of {answer.max_event_bytes:,} bytes; ours have "
+                f"{conf.MAX_EVENT_BYTES:,} at most"
+            )
 
 
 @examine("clock", "publisher's", seconds=PUBLISHER_SECONDS + 3)
@@ -146,7 +138,12 @@ def _needs_database() -> bool:
     """Whether anything here is in a database."""
     if app_installed("audit_publisher"):
         return True
-    return audited() and "database" in (conf.FLAGS_SOURCE, conf.DEAD_LETTERS)
+    if not audited() or "database" not in (conf.FLAGS_SOURCE, conf.DEAD_LETTERS):
+        return False
+    # A service that has none keeps its dead letters in their file.
+    return conf.FLAGS_SOURCE == "database" or any(
+        connections[alias].vendor != "unknown" for alias in connections
+    )
 
 
 @examine("database", "connection, tables", seconds=15)

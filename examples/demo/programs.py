@@ -11,6 +11,8 @@ from pathlib import Path
 from .prepare import CONSUMER, KEY_VERSION, ROOT, Places, shown
 from .processes import Program, clean_environ, log_says
 
+#: Each in its own project, as its settings say.
+_DOCTOR = ("-m", "django", "audit_doctor", "--json")
 #: No talking to other workers: it starts sooner.
 _QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
@@ -77,13 +79,20 @@ class Programs:
         extra = {"DEMO_PUBLIC_KEY": str(self.places.public_key), "DEMO_PASSWORD": password}
         return _python("database", self.project_environ() | extra, "-m", "examples.demo.prepare")
 
+    def doctors(self) -> tuple[Program, Program]:
+        """Examine the configuration, of the audit and of the service, and end."""
+        return (
+            _python("doctor-audit", self.project_environ(), *_DOCTOR),
+            _python("doctor-service", self.service_environ(), *_DOCTOR),
+        )
+
     def publisher(self) -> Program:
         """The publisher, which also serves the admin."""
         return _python(
             "publisher",
             self.project_environ(),
             *("-m", "gunicorn", "-c", "python:audit_publisher.gunicorn"),
-            *("--bind", f"127.0.0.1:{self.addresses.publisher_port}", "config.wsgi"),
+            *("--bind", f"127.0.0.1:{self.addresses.publisher_port}"),
             ready=_answers(self.addresses.publisher_port, "/health/ready"),
             rank=2,
         )

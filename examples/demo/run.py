@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
+from .diagnosis import diagnosis
 from .observe import Observer
 from .prepare import ADMIN, Places, make_keys, shown
 from .processes import DemoError, Interrupted, Supervisor
@@ -121,6 +122,7 @@ class Demo:
         for program in (programs.publisher(), programs.sink(), programs.beat()):
             supervisor.start(program)
         supervisor.wait_ready(START, lambda name: screen.say(f"{name} is ready"))
+        screen.say(diagnosis(supervisor, programs.doctors(), START))
 
     def _send_and_wait(self, supervisor: Supervisor, observer: Observer) -> list[Answer]:
         self.screen.say(f"Sending {len(self.batch)} requests to {self.addresses.service}")

@@ -113,6 +113,7 @@ def test_once_ends_by_itself_when_every_request_is_one_row(
     demo: Callable[..., RunningDemo],
 ) -> None:
     running = demo("--once", "--requests", "200")
+    running.wait_for("everything is configured right")
     running.wait_for("Sending 200 requests")
     groups = running.groups()
     assert set(groups.values()) == {
