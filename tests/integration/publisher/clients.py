@@ -74,7 +74,7 @@ class Account:
         """From having an event to the promise, of those that came to be within a time."""
         return sorted(
             each.kept
-            for each in self.promises.values()
+            for each in list(self.promises.values())
             if each.kept is not None and since <= each.begun < until
         )
 

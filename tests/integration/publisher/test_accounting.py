@@ -167,3 +167,15 @@ def counters(publisher: Publisher) -> dict[str, float]:
         "rejected": publisher.counted("audit_publisher_events_rejected_total"),
         "drained": publisher.counted("audit_publisher_spool_drained_total"),
     }
+
+
+def test_connections_that_a_firewall_forgot(regions: Regions, publisher: Publisher) -> None:
+    # Those made before stay dead without a word; new ones work at once.
+    with Clients([publisher.port]) as clients:
+        reach(clients, publisher)
+        times = given_up_in(publisher, "primary")
+        regions[0].proxy.drop()
+        eventually(lambda: given_up_in(publisher, "primary") > times, 30, publisher.tail_log)
+        regions[0].proxy.heal(old=False)
+        back = published_in(publisher, "primary")
+        eventually(lambda: published_in(publisher, "primary") > back + SOME, 20, publisher.tail_log)
