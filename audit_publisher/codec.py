@@ -15,6 +15,7 @@ from typing import Any
 import fastavro
 from django.core.signals import setting_changed
 
+from .avro_writer import NotCompiled, Writer, compile_writer
 from .conf import PublisherSettings
 from .exceptions import CodecError, RegistryError
 from .registry import get_registry
@@ -44,6 +45,28 @@ def field_names() -> tuple[str, ...]:
     return tuple(field["name"] for field in json.loads(SCHEMA_PATH.read_text())["fields"])
 
 
+#: Fields with few values, of which the encodings are kept.
+_REPEATED = (
+    *("service_name", "endpoint_name", "method", "consumer_id", "site_id", "outcome"),
+    *("request_body_state", "response_body_state", "producer_epoch"),
+)
+
+
+@cache
+def writer() -> Writer:
+    """Encodes the fields of a LogEvent; fastavro does where no code can be made for the schema."""
+    try:
+        return compile_writer(json.loads(SCHEMA_PATH.read_text()), _REPEATED)
+    except NotCompiled:
+        return _write_slowly
+
+
+def _write_slowly(event: Mapping[str, Any]) -> bytes:
+    out = BytesIO()
+    fastavro.schemaless_writer(out, parsed_schema(), event)
+    return out.getvalue()
+
+
 class SchemaIds:
     """The id of our schema under each topic's subject; a failing registry is not asked for each
     event.
@@ -54,6 +77,7 @@ class SchemaIds:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ids: dict[str, int] = {}
+        self._prefixes: dict[str, bytes] = {}
         self._failed: dict[str, tuple[float, RegistryError]] = {}
         self._lock = threading.Lock()
 
@@ -80,9 +104,20 @@ class SchemaIds:
             self._ids[topic] = schema_id
             return schema_id
 
+    def prefix(self, topic: str) -> bytes:
+        """What a record of `topic` begins with: the magic byte and the id.
+
+        :raises RegistryError: as :meth:`get`.
+        """
+        found = self._prefixes.get(topic)
+        if found is None:
+            found = self._prefixes[topic] = _PREFIX.pack(0, self.get(topic))
+        return found
+
     def clear(self) -> None:
         """Forget everything (the registry is another one now)."""
         self._ids.clear()
+        self._prefixes.clear()
         self._failed.clear()
 
 
@@ -96,13 +131,11 @@ def frame(event: Mapping[str, Any], topic: str) -> bytes:
     :raises CodecError: the event does not fit the schema.
     :raises RegistryError: the schema's id is not known, and the registry does not tell it.
     """
-    out = BytesIO()
-    out.write(_PREFIX.pack(0, schema_ids.get(topic)))
+    prefix = schema_ids.prefix(topic)
     try:
-        fastavro.schemaless_writer(out, parsed_schema(), event)
+        return prefix + writer()(event)
     except (ValueError, TypeError, OverflowError, KeyError, AttributeError) as error:
         raise CodecError(f"The event does not fit log_event.avsc: {error}") from error
-    return out.getvalue()
 
 
 def split_frame(value: bytes) -> tuple[int, memoryview]:
