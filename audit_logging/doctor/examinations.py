@@ -59,11 +59,16 @@ def failure(message: str, cure: str) -> Finding:
     return Finding("FAIL", message, cure)
 
 
+#: Warnings, so that no command stops for them; but events are held up, or lost, while they last.
+_HOLDS_UP = frozenset(f"audit_logging.W0{number}" for number in ("02", "23", "24", "25", "26"))
+
+
 def of_checks(messages: Iterable[CheckMessage]) -> Iterator[Finding]:
     """What system checks say."""
     for each in messages:
         if not each.is_silenced():
-            level: Level = "FAIL" if each.level >= ERROR else "warning"
+            fails = each.level >= ERROR or each.id in _HOLDS_UP
+            level: Level = "FAIL" if fails else "warning"
             yield Finding(level, str(each.msg), str(each.hint or ""), str(each.id or ""))
 
 
@@ -115,9 +120,15 @@ def examine(group: str, title: str, seconds: float = 10.0) -> Callable[[Function
 
 def load() -> list[Examination]:
     """Return the examinations of all installed apps, by group."""
-    for name in modules():
+    names = modules()
+    for name in names:
         import_module(name)
-    return sorted(_registered, key=lambda each: GROUPS.index(each.group))
+    there = [
+        each
+        for each in _registered
+        if any(f"{each.function.__module__}.".startswith(f"{name}.") for name in names)
+    ]
+    return sorted(there, key=lambda each: GROUPS.index(each.group))
 
 
 def modules() -> list[str]:
