@@ -62,6 +62,8 @@ def common(servers: str, properties: dict[str, str]) -> dict[str, Any]:
         # A dead broker is told of once, by us, not by each client with each try to reconnect.
         "log_level": 2,
         "socket.connection.setup.timeout.ms": 1000,
+        # A connection that a firewall forgot is noticed, not asked again and again for a minute.
+        "socket.timeout.ms": 6000,
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 1000,
         "socket.keepalive.enable": True,
