@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
@@ -22,6 +22,11 @@ from django.core.signals import setting_changed
 from .compatibility import backward_problems
 from .conf import PublisherSettings, conf
 from .exceptions import RegistryError, RegistryUnavailable, SchemaIncompatible, UnknownSchema
+
+T = TypeVar("T")
+
+#: What a registry may enforce so that every reader of ours reads every record of ours.
+ENOUGH = frozenset({"BACKWARD", "BACKWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"})
 
 
 class Registry(ABC):
@@ -80,11 +85,7 @@ class FolderRegistry(Registry):
                         return schema_id
                     latest = entry["schema"]
             if latest is not None:
-                problems = backward_problems(json.loads(schema_text), json.loads(latest))
-                if problems:
-                    raise SchemaIncompatible(
-                        f"Subject {subject} cannot change like this: {'; '.join(problems)}."
-                    )
+                _check_backward(subject, json.loads(schema_text), json.loads(latest))
             schema_id = max(entries, default=0) + 1
             text = json.dumps({"subject": subject, "schema": schema_text}, indent=1)
             if _create(self._folder / f"{schema_id}.json", text):
@@ -95,7 +96,7 @@ class FolderRegistry(Registry):
         if schema_id not in self._schemas:
             path = self._folder / f"{schema_id}.json"
             try:
-                self._schemas[schema_id] = json.loads(path.read_text())["schema"]
+                self._schemas[schema_id] = _entry(path)["schema"]
             except FileNotFoundError:
                 raise UnknownSchema(f"{self._folder} has no schema {schema_id}.") from None
             except OSError as error:
@@ -106,7 +107,7 @@ class FolderRegistry(Registry):
         found = {}
         for path in self._folder.glob("*.json"):
             if path.stem.isdigit():
-                found[int(path.stem)] = json.loads(path.read_text())
+                found[int(path.stem)] = _entry(path)
         return dict(sorted(found.items()))
 
 
@@ -147,29 +148,73 @@ class ConfluentRegistry(Registry):
         digest = hashlib.sha256(f"{subject}\n{canonical}".encode()).hexdigest()
         path = self._cache / f"{digest}.id"
         try:
-            # Always the same bytes for the same schema: registries tell texts apart by blanks.
-            answer = self._request("POST", f"/subjects/{subject}/versions", {"schema": canonical})
-            schema_id = int(answer["id"])
-            _keep(path, str(schema_id))
+            schema_id = self._register(subject, canonical)
+            # The end of the line says that the number is whole.
+            _keep(path, f"{schema_id}\n")
             _keep(self._cache / f"{schema_id}.avsc", schema_text)
         except RegistryUnavailable:
-            if not path.exists():
+            kept = _read(path, _whole_number)
+            if kept is None:
                 raise
-            schema_id = int(path.read_text())
+            schema_id = kept
         self._ids[subject, canonical] = schema_id
+        return schema_id
+
+    def _register(self, subject: str, canonical: str) -> int:
+        # Always the same bytes for the same schema: registries tell texts apart by blanks.
+        body = {"schema": canonical}
+        try:
+            # Looked for first: who may only read can publish what is registered.
+            return self._id("POST", f"/subjects/{subject}", body)
+        except UnknownSchema:
+            pass
+        # Asked here, too: a registry may be set to take everything, and says little of the field.
+        try:
+            latest = self._request("GET", f"/subjects/{subject}/versions/latest")
+        except UnknownSchema:
+            pass
+        else:
+            _check_backward(subject, json.loads(canonical), json.loads(latest["schema"]))
+        return self._id("POST", f"/subjects/{subject}/versions", body)
+
+    def _id(self, method: str, path: str, body: Any) -> int:
+        answer = self._request(method, path, body)
+        schema_id = answer.get("id")
+        if type(schema_id) is not int or not 0 <= schema_id < 2**32:
+            raise RegistryUnavailable(f"{self._url} answered without an id. {answer}"[:300])
         return schema_id
 
     def schema(self, schema_id: int) -> str:
         text = self._schemas.get(schema_id)
         if text is None:
             path = self._cache / f"{schema_id}.avsc"
-            try:
-                text = path.read_text()
-            except OSError:
+            text = _read(path, _schema_text)
+            if text is None:
                 text = str(self._request("GET", f"/schemas/ids/{schema_id}")["schema"])
                 _keep(path, text)
             self._schemas[schema_id] = text
         return text
+
+    def compatibility(self, subject: str) -> str:
+        """Return what the registry enforces for `subject`, such as ``BACKWARD``; "" if it does
+        not say.
+
+        :raises RegistryUnavailable: it does not answer.
+        """
+        for path in (f"/config/{subject}", "/config"):
+            try:
+                answer = self._request("GET", path)
+            except UnknownSchema:
+                continue
+            return str(answer.get("compatibilityLevel") or answer.get("compatibility") or "")
+        return ""
+
+    def enforce(self, subject: str) -> None:
+        """Have the registry refuse what breaks readers of `subject`.
+
+        :raises RegistryError: it does not answer, or the credentials may not set this.
+        """
+        self._request("PUT", f"/config/{subject}", {"compatibility": "BACKWARD"})
 
     def close(self) -> None:
         if self._pool is not None and self._pid == os.getpid():
@@ -207,16 +252,21 @@ class ConfluentRegistry(Registry):
     def _answer(self, status: int, data: bytes) -> Any:
         try:
             answer = json.loads(data)
-        except ValueError:
-            answer = {}
-        said = answer.get("message", "") if isinstance(answer, dict) else ""
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise RegistryUnavailable(
+                f"{self._url} answered {status} with something that no registry says. Check "
+                "AUDIT_PUBLISHER_REGISTRY_URL, and the proxies on the way."
+            )
+        said = answer.get("message", "")
         if status == 409:
             raise SchemaIncompatible(f"The registry refuses the schema: {said}")
-        if status == 404:
+        if status == 404 and "error_code" in answer:
             raise UnknownSchema(f"{self._url}: {said or 'not found'}")
         if status == 422:
             raise RegistryError(f"The registry cannot use the schema: {said}")
-        if status != 200 or not isinstance(answer, dict):
+        if status != 200:
             # 401 and 403 too: what is already known goes on, and readiness says why.
             raise RegistryUnavailable(f"{self._url} answered {status}. {said}".strip())
         return answer
@@ -267,6 +317,58 @@ def _credentials() -> str:
         raise RegistryUnavailable(
             f"AUDIT_PUBLISHER_REGISTRY_CREDENTIALS_FILE cannot be read: {error}"
         ) from error
+
+
+def _check_backward(subject: str, new: Any, latest: Any) -> None:
+    problems = backward_problems(new, latest)
+    if problems:
+        raise SchemaIncompatible(
+            f"Subject {subject} cannot change like this: {'; '.join(problems)}."
+        )
+
+
+def _entry(path: Path) -> dict[str, str]:
+    """One file of the folder registry.
+
+    :raises RegistryUnavailable: it is damaged.
+    :raises OSError: it cannot be read.
+    """
+    try:
+        entry = json.loads(path.read_text())
+        return {"subject": entry["subject"], "schema": _schema_text(entry["schema"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise RegistryUnavailable(
+            f"{path} is damaged. Put it back from a backup, or from another publisher: records "
+            f"that name schema {path.stem} cannot be read without it."
+        ) from error
+
+
+def _schema_text(text: str) -> str:
+    """`text`, if it is JSON.
+
+    :raises ValueError: it is not.
+    """
+    json.loads(text)
+    return text
+
+
+def _whole_number(text: str) -> int:
+    """The id in a cache file.
+
+    :raises ValueError: it is damaged.
+    """
+    number, end, rest = text.partition("\n")
+    if not end or rest or not (number.isascii() and number.isdigit()):
+        raise ValueError("damaged")
+    return int(number)
+
+
+def _read(path: Path, parse: Callable[[str], T]) -> T | None:
+    """What a cache file holds; None if there is none, or it is damaged: it is only a cache."""
+    try:
+        return parse(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _canonical(schema_text: str) -> str:

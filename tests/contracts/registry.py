@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from audit_publisher.codec import schema_text
+from audit_publisher.codec import SCHEMA_PATH, schema_text
 from audit_publisher.exceptions import RegistryUnavailable, SchemaIncompatible, UnknownSchema
 from audit_publisher.registry import Registry
+
+VERSIONS = sorted((SCHEMA_PATH.parent / "versions").glob("*.avsc"), key=lambda path: int(path.stem))
 
 OpenRegistry = Callable[[], Registry]
 
@@ -78,8 +80,15 @@ class RegistryContract:
             '"name":"response_code","type":"int"', '"name":"response_code","type":"string"'
         )
         assert text != schema_text()
-        with pytest.raises(SchemaIncompatible):
+        with pytest.raises(SchemaIncompatible, match="response_code: int cannot be read as string"):
             registry.register(subject, text)
+
+    def test_every_committed_version_is_taken_in_its_order(
+        self, registry: Registry, subject: str
+    ) -> None:
+        ids = [registry.register(subject, path.read_text()) for path in VERSIONS]
+        assert len(set(ids)) == len(ids)
+        assert registry.register(subject, schema_text()) == ids[-1]
 
     def test_an_unknown_id(self, registry: Registry) -> None:
         with pytest.raises(UnknownSchema):
