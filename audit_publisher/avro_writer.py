@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from .remembered import Remembered
+
 Writer = Callable[[Mapping[str, Any]], bytes]
 
 _LOW, _HIGH = -(2**63), 2**63 - 1
 _BITS = 14
 _MASK = (1 << _BITS) - 1
-#: Strings that are kept encoded, and how long they may be.
-_KEPT, _KEPT_LENGTH = 20_000, 200
 
 
 class NotCompiled(Exception):
@@ -80,22 +80,7 @@ def optional_long(value: int | None) -> bytes:
     return _NULL if value is None else b"\x02" + long(value)
 
 
-class _Kept(dict[Any, bytes]):
-    """Encodings of values that come again and again."""
-
-    def __init__(self, encode: Callable[[Any], bytes]) -> None:
-        self._encode = encode
-
-    def __missing__(self, value: Any) -> bytes:
-        encoded = self._encode(value)
-        if len(encoded) <= _KEPT_LENGTH:
-            if len(self) >= _KEPT:
-                self.clear()
-            self[value] = encoded
-        return encoded
-
-
-def _map(value: Mapping[str, str], names: _Kept) -> bytes:
+def _map(value: Mapping[str, str], names: Mapping[str, bytes]) -> bytes:
     """A map of strings: one block with its count, and an empty one."""
     if not value:
         return _NULL
@@ -130,8 +115,8 @@ def compile_writer(schema: Mapping[str, Any], repeated: Collection[str] = ()) ->
         "optional_string": optional_string,
         "optional_long": optional_long,
         "map_of": _map,
-        "kept": _Kept(string),
-        "kept_optional": _Kept(optional_string),
+        "kept": Remembered(string),
+        "kept_optional": Remembered(optional_string),
     }
     parts = [
         _part(field["type"], repr(field["name"]), field["name"] in repeated)

@@ -57,7 +57,8 @@ class OddTime(InvalidEvent):
 _CODES = {
     NotAllowed: "service-not-allowed",
     CallerNotAllowed: "caller-not-allowed",
-    OddTime: "odd-time"}
+    OddTime: "odd-time",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,13 @@ class Intake:
         batch: bool = True,
     ) -> None:
         self._events = events
-        self._http = http
         self._sender = sender
         self._now = now
+        self._router = routing.Router(http, now)
+        # In seconds, and a little within the bounds: what is outside is looked at closely.
+        self._oldest = (now - conf.MAX_EVENT_AGE_DAYS * _DAY) / 1e6 + 1
+        self._newest = (now + conf.MAX_EVENT_AHEAD_DAYS * _DAY) / 1e6 - 1
+        self._largest = conf.MAX_EVENT_BYTES
         self._batch = batch
         self._results: list[Result | None] = [None] * len(events)
         self._next = 0
@@ -110,7 +115,7 @@ class Intake:
                     request_id, item = _prepare_producer(bytes(data), self._sender, self._now)
                     metrics.PRODUCER_RECORDS.inc()
                 else:
-                    request_id, item = _prepare(data, self._http, self._sender, self._now)
+                    request_id, item = self._prepare(data)
             except (InvalidEvent, CodecError, RegistryError) as error:
                 retryable = isinstance(error, RegistryError)
                 metrics.REJECTED.labels(_reason(error)).inc()
@@ -122,6 +127,31 @@ class Intake:
                 self.items.append(item)
         self._next = end
         return end < len(self._events)
+
+    def _prepare(self, data: bytes | msgspec.Raw) -> tuple[str, tuple[str, Record]]:
+        size = len(memoryview(data))
+        if size > self._largest:
+            raise TooLarge("", f"it has {size:,} bytes; {self._largest:,} are allowed")
+        try:
+            event = parse_event(data)
+        except InvalidEvent:
+            raise
+        except ValueError as error:
+            raise NotJson("", str(error)) from error
+        sender = self._sender
+        _check_service(event.service_name, sender)
+        if not sender.callers.everything:
+            for field, named in routing.consumers_named(event):
+                if not sender.may_name(named):
+                    raise CallerNotAllowed(
+                        field,
+                        "the sender's events may not name this consumer id. Name the sender's own "
+                        "or none, or have it added to the sender (Consumers in the admin; "
+                        "audit_key add --caller)",
+                    )
+        if not self._oldest <= event.request_ts <= self._newest:
+            _check_age(event.request_ts, self._now)
+        return event.request_id, self._router.to_record(event)
 
     def results(self, outcomes: Sequence[Outcome]) -> list[Result]:
         """One result for each event, in order.
@@ -145,32 +175,6 @@ def take(
     intake = Intake(events, http, sender, now, batch=batch)
     intake.prepare()
     return intake.results(get_publisher().publish(intake.items))
-
-
-def _prepare(
-    data: bytes | msgspec.Raw, http: Mapping[str, str], sender: Sender, now: int
-) -> tuple[str, tuple[str, Record]]:
-    size = len(memoryview(data))
-    if size > conf.MAX_EVENT_BYTES:
-        raise TooLarge("", f"it has {size:,} bytes; {conf.MAX_EVENT_BYTES:,} are allowed")
-    try:
-        event = parse_event(data)
-    except InvalidEvent:
-        raise
-    except ValueError as error:
-        raise NotJson("", str(error)) from error
-    _check_service(event.service_name, sender)
-    if not sender.callers.everything:
-        for field, named in routing.consumers_named(event):
-            if not sender.may_name(named):
-                raise CallerNotAllowed(
-                    field,
-                    "the sender's events may not name this consumer id. Name the sender's own or "
-                    "none, or have it added to the sender (Consumers in the admin; audit_key add "
-                    "--caller)",
-                )
-    _check_age(event.request_ts, now)
-    return str(event.request_id), routing.to_record(event, http, now)
 
 
 def _prepare_producer(data: bytes, sender: Sender, now: int) -> tuple[str, tuple[str, Record]]:

@@ -15,6 +15,12 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
+def has_control(text: str) -> bool:
+    """Whether `text` holds a CONTROL character."""
+    # What is printable ASCII is told without a search.
+    return not (text.isascii() and text.isprintable()) and CONTROL.search(text) is not None
+
+
 def check_topic_name(name: str) -> None:
     """Raise ValueError, with a sentence, unless `name` can be a topic of audit events."""
     if not _TOPIC.fullmatch(name) or name in {".", ".."}:

@@ -15,7 +15,8 @@ from . import metrics
 from .codec import frame
 from .conf import PublisherSettings, conf
 from .exceptions import AmbiguousHeader, InvalidEvent, InvalidHeader
-from .names import CONTROL, header_key
+from .names import has_control, header_key
+from .remembered import Remembered
 from .serializers import LogEvent, to_avro
 
 SITE_HEADER = "wm-site-id"
@@ -34,6 +35,19 @@ FORWARDED = (
 )
 _BY_KEY = {header_key(name): name for name in FORWARDED}
 _SITE, _CONSUMER = header_key(SITE_HEADER), header_key(CONSUMER_HEADER)
+#: A name of WSGI's META → the key of the header, if it is one that is forwarded, else "".
+_META_KEYS: Remembered[str, str] = Remembered(
+    lambda name: (
+        key if name.startswith("HTTP_") and (key := header_key(name[5:])) in _BY_KEY else ""
+    )
+)
+#: The name of an event's own header → how the lake spells it, and its key if it is forwarded.
+_OWN_NAMES: Remembered[str, tuple[str, str]] = Remembered(
+    lambda name: (
+        name.lower().replace("_", "-"),
+        key if (key := header_key(name)) in _BY_KEY else "",
+    )
+)
 #: The key of the trace context in what :func:`http_headers` finds.
 TRACE = header_key("traceparent")
 
@@ -109,10 +123,8 @@ def http_headers(meta: Mapping[str, Any], consumer_id: str = "") -> dict[str, st
     found: dict[str, str] = {}
     seen: set[str] = set()
     for name, raw in meta.items():
-        if not name.startswith("HTTP_"):
-            continue
-        key = header_key(name[5:])
-        if key not in _BY_KEY:
+        key = _META_KEYS[name]
+        if not key:
             continue
         # One name that came twice, or in two spellings, arrives as one value, joined by a comma.
         if key in seen or "," in raw:
@@ -129,10 +141,10 @@ def http_headers(meta: Mapping[str, Any], consumer_id: str = "") -> dict[str, st
 def _header_text(name: str, raw: str) -> str:
     try:
         # WSGI decodes the bytes of a header as Latin-1, whatever they are.
-        value = raw.encode("latin-1").decode().strip(" \t")
+        value = (raw if raw.isascii() else raw.encode("latin-1").decode()).strip(" \t")
     except UnicodeError as error:
         raise InvalidHeader(name, "is not UTF-8.") from error
-    if CONTROL.search(value):
+    if has_control(value):
         raise InvalidHeader(name, "holds a control character.")
     if len(raw) > MAX_HEADER_BYTES:
         raise InvalidHeader(name, f"has {len(raw):,} bytes; {MAX_HEADER_BYTES} are allowed.")
@@ -140,42 +152,76 @@ def _header_text(name: str, raw: str) -> str:
 
 
 def _forwardable(value: str) -> bool:
-    return not CONTROL.search(value) and len(value.encode()) <= MAX_HEADER_BYTES
+    if value.isascii():
+        return len(value) <= MAX_HEADER_BYTES and not has_control(value)
+    return len(value.encode()) <= MAX_HEADER_BYTES and not has_control(value)
 
 
 def consumers_named(event: LogEvent) -> list[tuple[str, str]]:
     """The consumer ids that an event names as its caller's, each with the field it stands in."""
     found = [("consumer_id", (event.consumer_id or "").strip())]
     for name, value in (event.headers or {}).items():
-        if header_key(name) == _CONSUMER:
+        if _OWN_NAMES[name][1] == _CONSUMER:
             found.append(("headers", value.strip()))
     return [(field, named) for field, named in found if named]
 
 
-def to_record(event: LogEvent, http: Mapping[str, str], now: int) -> tuple[str, Record]:
-    """Return the topic and the record of an event.
+class Router:
+    """Makes records of the events of one request.
 
-    :param http: what :func:`http_headers` found in the request that brought the event.
-    :param now: epoch microseconds; the record's timestamp.
-    :raises InvalidEvent: the site it names cannot be routed by.
-    :raises RegistryError: the schema's id is not known, and the registry does not tell it.
+    :param http: what :func:`http_headers` found in the request.
+    :param now: epoch microseconds; the records' timestamp.
     """
-    own: dict[str, str] = {}
-    for name, value in (event.headers or {}).items():
-        key = header_key(name)
-        if key in _BY_KEY and key not in own:
-            own[key] = value.strip()
-    site = (event.site_id or "").strip() or own.get(_SITE) or http.get(_SITE)
-    if site and not _forwardable(site):
-        where = "site_id" if event.site_id else f"headers.{SITE_HEADER}"
-        raise InvalidEvent(where, "the site id is too long or holds a control character")
-    consumer = (event.consumer_id or "").strip() or own.get(_CONSUMER)
-    values = {**http, **{key: value for key, value in own.items() if value}}
-    if event.trace_id and event.trace_id.strip().lower() not in values.get(TRACE, "").lower():
-        # Whoever brought the event was in a trace of its own.
-        values.pop(TRACE, None)
-    values[_SITE] = site or ""
-    values[_CONSUMER] = consumer or http.get(_CONSUMER, "")
+
+    def __init__(self, http: Mapping[str, str], now: int) -> None:
+        self._http = http
+        self._now = now
+        self._topics = _routes.get().enabled
+        self._default_topic = conf.DEFAULT_TOPIC
+
+    def to_record(self, event: LogEvent) -> tuple[str, Record]:
+        """Return the topic and the record of an event.
+
+        :raises InvalidEvent: the site it names cannot be routed by.
+        :raises RegistryError: the schema's id is not known, and the registry does not tell it.
+        """
+        # Of several spellings of a header's name the first counts.
+        shown: dict[str, str] = {}
+        own: dict[str, str] = {}
+        if event.headers:
+            for name, value in event.headers.items():
+                spelled, key = _OWN_NAMES[name]
+                if spelled not in shown:
+                    shown[spelled] = value
+                if key and key not in own:
+                    own[key] = value.strip()
+        http = self._http
+        site = (event.site_id or "").strip() or own.get(_SITE) or http.get(_SITE)
+        if site and not _forwardable(site):
+            where = "site_id" if event.site_id else f"headers.{SITE_HEADER}"
+            raise InvalidEvent(where, "the site id is too long or holds a control character")
+        consumer = (event.consumer_id or "").strip() or own.get(_CONSUMER)
+        values = dict(http)
+        for key, value in own.items():
+            if value:
+                values[key] = value
+        trace_id = (event.trace_id or "").strip().lower()
+        if trace_id not in values.get(TRACE, "").lower():
+            # Whoever brought the event was in a trace of its own.
+            values.pop(TRACE, None)
+        values[_SITE] = site or ""
+        values[_CONSUMER] = consumer or http.get(_CONSUMER, "")
+        topic = self._topics.get(event.service_name, self._default_topic)
+        fields = to_avro(event, headers=shown, site_id=site or None, consumer_id=consumer or None)
+        return topic, Record(
+            value=frame(fields, topic),
+            key=record_key(event.service_name, fields["endpoint_name"]),
+            headers=_record_headers(values, event.request_id),
+            timestamp=self._now,
+        )
+
+
+def _record_headers(values: Mapping[str, str], request_id: str) -> tuple[Header, ...]:
     headers: list[Header] = []
     for key, name in _BY_KEY.items():
         carried = values.get(key)
@@ -187,16 +233,8 @@ def to_record(event: LogEvent, http: Mapping[str, str], now: int) -> tuple[str, 
             # The audited service's caller chose it. It stays in the event's own headers: who
             # sends odd headers must not be able to keep a request out of the audit log.
             metrics.HEADERS_LEFT_OUT.labels(name).inc()
-    request_id = str(event.request_id)
     headers.append((REQUEST_ID_HEADER, request_id.encode()))
-    topic = topic_for(event.service_name)
-    fields = to_avro(event, site_id=site or None, consumer_id=consumer or None)
-    return topic, Record(
-        value=frame(fields, topic),
-        key=record_key(event.service_name, fields["endpoint_name"]),
-        headers=tuple(headers),
-        timestamp=now,
-    )
+    return tuple(headers)
 
 
 def _reconfigure(*, setting: str, **kwargs: Any) -> None:

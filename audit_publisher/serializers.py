@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from .exceptions import InvalidEvent
-from .names import CONTROL, header_key
+from .names import has_control, header_key
 
 T = TypeVar("T")
 
@@ -47,10 +47,14 @@ WITHOUT_CONTROL = (
 )
 
 
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ANY_UUID = re.compile(f"(?i){_UUID.pattern}|[0-9a-f]{{32}}")
+
+
 class LogEvent(msgspec.Struct, gc=False, weakref=False):
     """One audited HTTP interaction, as clients send it. Unknown fields are ignored."""
 
-    request_id: UUID
+    request_id: Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
     service_name: _Name
     endpoint_name: Annotated[str, Meta(max_length=1000)]
     path: str
@@ -152,15 +156,24 @@ def _explain(message: str) -> InvalidEvent:
 def _check(event: LogEvent) -> None:
     for name in WITHOUT_CONTROL:
         value = getattr(event, name)
-        if value is not None and CONTROL.search(value):
+        if value is not None and has_control(value):
             raise InvalidEvent(name, "it holds a control character")
     check_service_name(event.service_name)
+    if not _UUID.fullmatch(event.request_id):
+        event.request_id = _uuid(event.request_id)
     for name in ("request_ts", "response_ts"):
         value = getattr(event, name)
         # A response may precede its request: clocks step back.
         if not is_epoch_seconds(value):
             hint = ": it looks like milliseconds, send seconds" if value > LATEST else ""
             raise InvalidEvent(name, f"it is not a time in epoch seconds, 1970 to 2200{hint}")
+
+
+def _uuid(text: str) -> str:
+    """The usual spelling of a UUID in capitals or without hyphens."""
+    if not _ANY_UUID.fullmatch(text):
+        raise InvalidEvent("request_id", "invalid UUID")
+    return str(UUID(text))
 
 
 def check_service_name(name: str) -> None:
@@ -180,15 +193,6 @@ def micros(seconds: int | float) -> int:
     return seconds * 1_000_000 if isinstance(seconds, int) else round(seconds * 1_000_000)
 
 
-def header_names(headers: Mapping[str, str] | None) -> dict[str, str]:
-    """Event headers with their names in lower case and hyphens; of several spellings the first
-    wins."""
-    found: dict[str, str] = {}
-    for name, value in (headers or {}).items():
-        found.setdefault(name.lower().replace("_", "-"), value)
-    return found
-
-
 def find_header(headers: Mapping[str, str] | None, name: str) -> str | None:
     """The value of a header in any spelling, or None; `name` as :func:`header_key` gives it."""
     for candidate, value in (headers or {}).items():
@@ -197,15 +201,19 @@ def find_header(headers: Mapping[str, str] | None, name: str) -> str | None:
     return None
 
 
-def to_avro(event: LogEvent, *, site_id: str | None, consumer_id: str | None) -> dict[str, Any]:
-    """The event as log_event.avsc has it."""
+def to_avro(
+    event: LogEvent, *, headers: Mapping[str, str], site_id: str | None, consumer_id: str | None
+) -> dict[str, Any]:
+    """The event as log_event.avsc has it.
+
+    :param headers: the event's own, by names in one spelling.
+    """
     fields = msgspec.structs.asdict(event)
-    fields["request_id"] = str(event.request_id)
     fields["method"] = event.method.upper()
     fields["endpoint_name"] = event.endpoint_name.lstrip("/")
     fields["request_ts"] = micros(event.request_ts)
     fields["response_ts"] = micros(event.response_ts)
-    fields["headers"] = header_names(event.headers)
+    fields["headers"] = headers
     fields["outcome"] = event.outcome or "completed"
     fields["request_body_state"] = event.request_body_state or "full"
     fields["response_body_state"] = event.response_body_state or "full"

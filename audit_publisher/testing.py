@@ -10,7 +10,7 @@ import msgspec
 
 from audit_logging.spool import Record
 
-from .routing import to_record
+from .routing import Router
 from .serializers import parse_event
 
 
@@ -58,7 +58,7 @@ def make_record(
     :param now: the record's timestamp, epoch microseconds.
     """
     parsed = parse_event(msgspec.json.encode(make_event() if event is None else event))
-    return to_record(parsed, http or {}, now or time.time_ns() // 1000)[1]
+    return Router(http or {}, now or time.time_ns() // 1000).to_record(parsed)[1]
 
 
 def make_producer_record(**overrides: Any) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_the_record_of_no_event_passes_its_envelope(configure: Configure) -> Non
 
     text = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
     http = dict.fromkeys(("traceparent",), "h" * 256)
-    _, record = routing.to_record(parse_event(text), http, 1_790_000_000_000_000)
+    _, record = routing.Router(http, 1_790_000_000_000_000).to_record(parse_event(text))
     #: A batch of one: 61 bytes, and for the record and each header some varints.
     overhead = 61 + 30 + 10 * len(record.headers)
     assert record.size + overhead <= len(text) + ENVELOPE_BYTES

@@ -57,9 +57,8 @@ def fill(spool: Spool) -> Fill:
                 "request_ts": time.time(),
                 "response_ts": time.time(),
             }
-            _, record = routing.to_record(
-                parse_event(json.dumps(event).encode()), {}, 1_764_000_000_000_000
-            )
+            router = routing.Router({}, 1_764_000_000_000_000)
+            _, record = router.to_record(parse_event(json.dumps(event).encode()))
             records.append(record)
             ids.append(request_id)
         spool.append(topic, records)
