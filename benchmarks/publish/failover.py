@@ -36,9 +36,11 @@ _FIRST = "primary"
 class Round:
     """One fault and its end; all times are seconds.
 
-    :ivar slowest: from when an event was due to the answer that it is durable, of all that were
-        due from a second before the fault to its end.
+    :ivar slowest: from sending an event, the first time, to the answer that it is durable; of all
+        that came to be from a second before the fault to its end.
     :ivar late: how many of them took more than three seconds.
+    :ivar waited: the same from when an event was due, with the time in which its client still
+        waited for the answer to the one before.
     :ivar first_back: from the revival to the first event that the first region took.
     :ivar all_back: from the revival to the last one that went elsewhere.
     """
@@ -46,6 +48,7 @@ class Round:
     outage: float
     slowest: float
     late: int
+    waited: float
     first_back: float
     all_back: float
 
@@ -147,7 +150,7 @@ def _round(
         last = _last_elsewhere(account, revived)
         if time.monotonic() > revived + _PATIENCE:
             break
-    took = account.seconds(began - 1, revived)
+    took, had = account.seconds(began - 1, revived)
     back = [
         each.begun + (each.kept or 0.0) - revived
         for each in list(account.promises.values())
@@ -157,6 +160,7 @@ def _round(
         revived - began,
         took[-1] if took else float("inf"),
         sum(seconds > 3 for seconds in took),
+        had[-1] if had else float("inf"),
         min(back, default=float("inf")),
         max(0.0, last - revived),
     )
@@ -193,6 +197,7 @@ def _compare(fault: Fault, account: Account, stored: Found, publisher: Publisher
 
 _HEADS = (
     *("fault", "rounds", "events", "lost", "slowest to be durable, s", "later than 3 s"),
+    "with its wait in the client",
     *("first event back, s", "all back, s", "twice", "spooled", "out of order"),
 )
 
@@ -212,6 +217,7 @@ def _row(fault: Fault) -> list[str]:
         f"{fault.lost}",
         spread([each.slowest for each in fault.rounds]),
         f"{sum(each.late for each in fault.rounds)}",
+        spread([each.waited for each in fault.rounds]),
         spread([each.first_back for each in fault.rounds]),
         spread([each.all_back for each in fault.rounds]),
         f"{fault.twice:,}",

@@ -33,13 +33,15 @@ class Promise:
     """What a client knows of one event.
 
     :ivar begun: when the client had it (monotonic seconds).
-    :ivar kept: seconds until the answer that it is durable; None without one.
+    :ivar sent: when it sent it first.
+    :ivar kept: seconds from having it to the answer that it is durable; None without one.
     :ivar where: the status in that answer, and the region.
     :ivar refused: it was refused for good.
     :ivar tries: how often it was sent.
     """
 
     begun: float
+    sent: float = 0.0
     kept: float | None = None
     where: tuple[str, str | None] = ("", None)
     refused: bool = False
@@ -70,13 +72,15 @@ class Account:
         """Those refused for good."""
         return {name for name, each in self.promises.items() if each.refused}
 
-    def seconds(self, since: float = 0.0, until: float = float("inf")) -> list[float]:
-        """From having an event to the promise, of those that came to be within a time."""
-        return sorted(
-            each.kept
+    def seconds(self, since: float, until: float) -> tuple[list[float], list[float]]:
+        """Of those that came to be within a time: seconds from sending them to the promise, and
+        from having them; each in ascending order."""
+        kept = [
+            (each.kept - (each.sent - each.begun), each.kept)
             for each in list(self.promises.values())
             if each.kept is not None and since <= each.begun < until
-        )
+        ]
+        return sorted(sent for sent, _ in kept), sorted(had for _, had in kept)
 
 
 class Clients:
@@ -216,8 +220,11 @@ class _Client:
     def _deliver(self, waiting: dict[str, bytes]) -> None:
         """Send until each has its promise."""
         while waiting:
+            now = time.monotonic()
             for request_id in waiting:
-                self._all.account.promises[request_id].tries += 1
+                promise = self._all.account.promises[request_id]
+                promise.tries += 1
+                promise.sent = promise.sent or now
             settled, pause = self._send(waiting)
             for request_id in settled:
                 del waiting[request_id]
