@@ -23,7 +23,7 @@ class Breaker:
     Requests never probe: an open entry is closed by the background alone, through
     :meth:`answered` (it answers a question about itself) or :meth:`succeeded` (it took a record).
 
-    :param cooldown: seconds until the first probe; doubled with each further failure, sixteen-fold
+    :param cooldown: seconds until the first probe; doubled with each further failure, eight-fold
         at most.
     :param clock: returns seconds, monotonic.
     """
@@ -45,7 +45,7 @@ class Breaker:
         if was_closed or now >= state.probe_at:
             # Many requests that fail together are one failure.
             state.failures += 1
-            state.probe_at = now + self._cooldown * min(2 ** (state.failures - 1), 16)
+            state.probe_at = now + self._cooldown * min(2 ** (state.failures - 1), 8)
         state.open = True
         return was_closed
 

@@ -48,6 +48,11 @@ class PublisherSettings(AppSettings):
         "The second region, used when the first takes nothing. Same forms; empty: there is none.",
         validate=check_region_url,
     )
+    REGION_MODE: Literal["failover", "active-active"] = option(
+        "failover",
+        "`failover`: the second region gets what the first does not take. `active-active`: each is "
+        "the first for a share of the keys (service and endpoint), and the other's second.",
+    )
     KAFKA_CONFIG_FILE: Path | None = option(
         None,
         "File of librdkafka properties (`security.protocol=SASL_SSL`, `sasl.password=…`), one a "
@@ -78,7 +83,7 @@ class PublisherSettings(AppSettings):
         minimum=-1,
     )
     DELIVERY_TIMEOUT: float = option(
-        2.0,
+        1.5,
         "How long one region may take to acknowledge before the next place is tried.",
         unit="seconds",
         minimum=0.5,
@@ -106,7 +111,7 @@ class PublisherSettings(AppSettings):
     REGION_COOLDOWN: float = option(
         2.0,
         "Shortest time a region that failed is left alone; doubled for each further failure, up "
-        "to sixteen-fold.",
+        "to eight-fold.",
         unit="seconds",
         minimum=0.1,
     )
@@ -224,6 +229,12 @@ class PublisherSettings(AppSettings):
     )
     DRAIN_BATCH: int = option(
         500, "Records that one step of the spool's drain appends.", unit="records", minimum=1
+    )
+    DRAIN_RATE: float = option(
+        5000,
+        "Most that leaves a host's spool, so that requests have the right of way.",
+        unit="records/s",
+        minimum=1,
     )
 
     MAX_IN_FLIGHT_BYTES: int = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from .exceptions import EventLogError, RecordRejected, RegionUnavailable, Unknow
 from .outcome import Outcome
 from .spool import Spool
 from .spool_writer import SpoolWriter
-from .ways import Tell, Way
+from .ways import Tell, Together, Way
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Publisher:
     :param open_region: returns the event log of a region; called for each use.
     :param topics: returns every topic that must exist.
     :param order: returns those regions that take traffic now, in the order they are tried.
+    :param drain_rate: records a second that leave the spool at most; live traffic has the rest.
     :param spread: whether all regions take a share of the traffic, each the first for some keys.
     """
 
@@ -61,7 +63,9 @@ class Publisher:
         cooldown: float = 2.0,
         interval: float = 2.0,
         drain_batch: int = 500,
+        drain_rate: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.spool = spool
         self.regions = tuple(regions)
@@ -74,6 +78,8 @@ class Publisher:
         self.outcomes = {name: Outcome("published", name) for name in self.regions}
         self._interval = interval
         self._drain_batch = drain_batch
+        self._drain_rate = drain_rate
+        self._sleep = sleep
         self._clock = clock
         self._breaker = Breaker(cooldown, clock)
         self._loop = Loop(self._step, name="audit publisher upkeep")
@@ -112,7 +118,7 @@ class Publisher:
             ((topic, regions),) = groups
             Way(self, topic, [record for _, record in items], regions, tell).go_on()
             return
-        together = _Together(len(items), len(groups), tell)
+        together = Together(len(items), len(groups), tell)
         for (topic, regions), indexes in groups.items():
             records = [items[index][1] for index in indexes]
             Way(self, topic, records, regions, partial(together.tell, indexes)).go_on()
@@ -209,11 +215,11 @@ class Publisher:
     def _step(self) -> float:
         control.report(self)
         self.probe()
-        self.drain()
+        moved = self.drain()
         records, size = self.spool.size()
         metrics.SPOOL_RECORDS.set(records)
         metrics.SPOOL_BYTES.set(size)
-        return self._interval
+        return 0.0 if moved and records else self._interval
 
     def probe(self) -> None:
         """Look at every region: does it answer, and has it every topic?"""
@@ -242,29 +248,33 @@ class Publisher:
         log.append(self._topics()[0], [])
         state.up = True
         failures = self._breaker.failures(region)
-        if failures and self.spool.topics():
+        if failures and region in self._order(self.regions) and self.spool.topics():
             # What waits is the best probe: it is appended before any request is let through.
             self.drain(region)
         if self._breaker.failures(region) <= failures:
             self._breaker.answered(region)
 
     def drain(self, region: str = "") -> int:
-        """Append what waits in the spool, in order; return how many records left it.
+        """Append what waits in the spool, in the order it came; return how many records left it.
+
+        No longer than `interval` at a time, for the regions must be looked at, too.
 
         :param region: the region to use, or "" for the first one that is not given up.
         """
         moved = 0
+        until = self._clock() + self._interval
         with self.spool.only_drainer() as mine:
             if mine:
                 for topic in self.spool.topics():
-                    moved += self._drain(topic, region)
+                    moved += self._drain(topic, region, until)
         return moved
 
-    def _drain(self, topic: str, region: str) -> int:
+    def _drain(self, topic: str, region: str, until: float) -> int:
         moved = 0
         while records := self.spool.oldest(topic, self._drain_batch):
+            began = self._clock()
             target = region or next(
-                (name for name in self.regions if self._breaker.allows(name, topic)), ""
+                (name for name in self._order(self.regions) if self.allows(name, topic)), ""
             )
             if not target:
                 break
@@ -286,27 +296,12 @@ class Publisher:
             if settled < len(records) and (region or self._breaker.allows(target, topic)):
                 # The only region, or one that is merely busy: later. Else the next region, now.
                 break
+            now = self._clock()
+            if now >= until:
+                break
+            # Requests have the right of way.
+            self._sleep(max(0.0, len(records) / self._drain_rate - (now - began)))
         return moved
-
-
-class _Together:
-    """Several ways of one request: it is told when the last has ended."""
-
-    def __init__(self, count: int, ways: int, tell: Tell) -> None:
-        self._outcomes: list[Outcome | None] = [None] * count
-        self._left = ways
-        self._tell = tell
-        self._lock = threading.Lock()
-
-    def tell(self, indexes: Sequence[int], outcomes: list[Outcome]) -> None:
-        """One way has ended."""
-        for index, outcome in zip(indexes, outcomes, strict=True):
-            self._outcomes[index] = outcome
-        with self._lock:
-            self._left -= 1
-            if self._left:
-                return
-        self._tell([outcome for outcome in self._outcomes if outcome is not None])
 
 
 _publisher: Publisher | None = None
@@ -322,9 +317,12 @@ def get_publisher() -> Publisher:
                 _publisher = Publisher(
                     eventlog.region_names(),
                     Spool(conf.spool_dir(), conf.SPOOL_MAX_BYTES),
+                    order=control.order,
+                    spread=conf.REGION_MODE == "active-active",
                     cooldown=conf.REGION_COOLDOWN,
                     interval=conf.REFRESH_SECONDS,
                     drain_batch=conf.DRAIN_BATCH,
+                    drain_rate=conf.DRAIN_RATE,
                 )
     return _publisher
 

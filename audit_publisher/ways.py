@@ -6,6 +6,7 @@ report, or the spool's writer.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -134,4 +135,24 @@ class Way:
         self._end()
 
     def _end(self) -> None:
+        self._tell([outcome for outcome in self._outcomes if outcome is not None])
+
+
+class Together:
+    """Several ways of one request: it is told when the last has ended."""
+
+    def __init__(self, count: int, ways: int, tell: Tell) -> None:
+        self._outcomes: list[Outcome | None] = [None] * count
+        self._left = ways
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def tell(self, indexes: Sequence[int], outcomes: list[Outcome]) -> None:
+        """One way has ended."""
+        for index, outcome in zip(indexes, outcomes, strict=True):
+            self._outcomes[index] = outcome
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
         self._tell([outcome for outcome in self._outcomes if outcome is not None])
