@@ -121,53 +121,71 @@ def _embedded(asked: Asked) -> Iterator[Finding]:
 
 
 def _subject(client: _Client, subject: str) -> Iterator[Finding]:
-    level = _level(client, subject)
-    if level not in _BACKWARD:
-        yield warning(
-            f"{subject}: compatibility is {level or 'not set'}: a schema that breaks the readers "
-            "of seven years would be taken.",
-            f'PUT {{"compatibility": "BACKWARD"}} to {conf.REGISTRY_URL}/config',
-        )
     schema = {"schema": codec.schema_text()}
     try:
         known = client.ask("POST", f"/subjects/{subject}", schema)
     except _Refused as error:
         if error.status != 404:
             raise
-    else:
-        yield ok(
-            f"{subject}: our schema is version {known.get('version')}, id {known.get('id')}; "
-            f"compatibility {level or 'not set'}"
-        )
-        return
+        known = None
     try:
-        asked = f"/compatibility/subjects/{subject}/versions/latest?verbose=true"
-        answer = client.ask("POST", asked, schema)
+        if not _compatible(client, subject, _breaking())["is_compatible"]:
+            yield ok(f"{subject}: a schema that breaks readers would be refused")
+        else:
+            yield _enforces_nothing(subject)
+        answer = _compatible(client, subject, schema)
     except _Refused as error:
         if error.status != 404:
             raise
         yield ok(f"{subject}: no schema yet; ours is registered with the first event")
+        if _level(client) not in _BACKWARD:
+            yield _enforces_nothing(subject)
         return
-    if answer.get("is_compatible"):
+    if known is not None:
+        yield ok(f"{subject}: our schema is version {known.get('version')}, id {known.get('id')}")
+    elif answer.get("is_compatible"):
         yield ok(f"{subject}: our schema is new, and will be taken")
     else:
-        why = "; ".join(str(each) for each in answer.get("messages") or [])[:300]
+        said = answer.get("messages") or [answer.get("reason") or ""]
+        why = "; ".join(str(each) for each in said)[:300]
         yield failure(
             f"{subject}: our schema breaks the readers of the last one. {why}".strip(),
             "Run the version of the publisher that wrote the last one, or use another topic.",
         )
 
 
-def _level(client: _Client, subject: str) -> str:
-    for path in (f"/config/{subject}", "/config"):
-        try:
-            answer = client.ask("GET", path)
-        except _Refused as error:
-            if error.status not in (404, 405):
-                raise
-            continue
-        return str(answer.get("compatibilityLevel") or answer.get("compatibility") or "")
-    return ""
+def _enforces_nothing(subject: str) -> Finding:
+    return warning(
+        f"{subject}: the registry enforces no compatibility: it would take a schema that breaks "
+        "the readers of seven years.",
+        f'PUT {{"compatibility": "BACKWARD"}} to {conf.REGISTRY_URL}/config',
+    )
+
+
+def _compatible(client: _Client, subject: str, schema: Any) -> Any:
+    return client.ask(
+        "POST", f"/compatibility/subjects/{subject}/versions/latest?verbose=true", schema
+    )
+
+
+def _breaking() -> dict[str, str]:
+    """Our schema with a field that older records have not: asked about, never registered.
+
+    What a registry says of its level is no proof: some report one, and enforce another.
+    """
+    schema = json.loads(codec.schema_text())
+    schema["fields"].append({"name": "asked_by_audit_doctor", "type": "string"})
+    return {"schema": json.dumps(schema, separators=(",", ":"))}
+
+
+def _level(client: _Client) -> str:
+    try:
+        answer = client.ask("GET", "/config")
+    except _Refused as error:
+        if error.status not in (404, 405):
+            raise
+        return ""
+    return str(answer.get("compatibilityLevel") or answer.get("compatibility") or "")
 
 
 @examine("clock", "registry's")
