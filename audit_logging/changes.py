@@ -185,7 +185,12 @@ class WatchedQuerySet(models.QuerySet):
 
 
 class Watched(models.Model):
-    """A model whose every change is told."""
+    """A model whose every change is told.
+
+    :cvar untold: fields that say again what is told anyway, such as who changed the row.
+    """
+
+    untold: frozenset[str] = frozenset()
 
     objects = models.Manager.from_queryset(WatchedQuerySet)()
 
@@ -224,7 +229,7 @@ def shown(instance: models.Model) -> Shown:
     found: Shown = {}
     for column in instance._meta.concrete_fields:
         own_time = getattr(column, "auto_now", False) or getattr(column, "auto_now_add", False)
-        if column.primary_key or own_time:
+        if column.primary_key or own_time or column.name in getattr(instance, "untold", ()):
             continue
         if column.is_relation:
             value = getattr(instance, column.name)

@@ -11,6 +11,8 @@ from audit_logging.changes import Watched
 class RegionWish(Watched):
     """What an operator wants of one region; without a row: nothing special."""
 
+    untold = frozenset({"wished_by", "wished_at", "note"})
+
     region = models.CharField(max_length=50, unique=True)
     drained = models.BooleanField(
         default=False,

@@ -53,7 +53,7 @@ def plan(action: str, region: str, overview: Overview) -> Plan:
     live = len(overview.live)
     seconds = f"within about {conf.REFRESH_SECONDS + 1:.0f} seconds"
     made.effects.append(
-        f"{live} publisher process{'' if live == 1 else 'es'} take it up {seconds}."
+        f"{live} publisher process{'' if live == 1 else 'es'} will know of it {seconds}."
         if live
         else "No publisher process is heard now; those that start or come back take it up."
     )

@@ -64,10 +64,10 @@ class TrailLine(models.Model):
         help_text="X-Forwarded-For as it came: believe it as far as your proxy can be believed.",
     )
     host = models.CharField(max_length=100, help_text="The host that did it.")
-    action = models.CharField("did", max_length=20, choices=Action)
-    kind = models.CharField("what", max_length=100, db_index=True)
+    action = models.CharField(max_length=20, choices=Action)
+    kind = models.CharField(max_length=100, db_index=True)
     key = models.CharField(max_length=100, blank=True)
-    text = models.CharField("which", max_length=300, blank=True)
+    text = models.CharField("object", max_length=300, blank=True)
     fields = models.JSONField(
         "changes", default=dict, encoder=DjangoJSONEncoder, help_text="Field: [before, after]."
     )
@@ -96,6 +96,11 @@ class TrailLine(models.Model):
     def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused."""
         raise TypeError(_FOR_GOOD)
+
+    @property
+    def about_fields(self) -> bool:
+        """Whether `fields` holds [before, after] of each field of a row; else it is plain facts."""
+        return self.action in ("created", "changed", "deleted")
 
     def document(self) -> dict[str, Any]:
         """The line for programs."""

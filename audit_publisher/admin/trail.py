@@ -10,6 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
+from django.utils.timezone import template_localtime
 
 from audit_logging.changes_admin import acts
 
@@ -22,8 +23,8 @@ _SHOWN = 300
 class TrailAdmin(admin.ModelAdmin):
     """Shows who changed what; superusers neither."""
 
-    list_display = ("at", "actor", "action", "thing", "text", "said", "reason")
-    list_display_links = ("at",)
+    list_display = ("when", "who", "thing", "said", "reason")
+    list_display_links = ("when",)
     list_filter = ("action", "kind", "at")
     date_hierarchy = "at"
     search_fields = ("actor", "text", "key", "reason", "address")
@@ -32,7 +33,7 @@ class TrailAdmin(admin.ModelAdmin):
     show_full_result_count = False
     actions = None
     fields = (
-        "at", "actor", "user_id", "address", "forwarded", "host", "action", "kind", "key", "text",
+        "when", "actor", "user_id", "address", "forwarded", "host", "action", "kind", "key", "text",
         "table", "reason",
     )  # fmt: skip
     readonly_fields = fields
@@ -60,22 +61,32 @@ class TrailAdmin(admin.ModelAdmin):
         title = {"title": "Trail of changes"}
         return super().changelist_view(request, title | (extra_context or {}))
 
-    @admin.display(description="what", ordering="kind")
+    @admin.display(description="when", ordering="id")
+    def when(self, line: TrailLine) -> str:
+        """To the second."""
+        return f"{template_localtime(line.at):%Y-%m-%d %H:%M:%S}"
+
+    @admin.display(description="who", ordering="actor")
+    def who(self, line: TrailLine) -> SafeString:
+        """Who, and what they did."""
+        return format_html("<strong>{}</strong> {}", line.actor, line.get_action_display())
+
+    @admin.display(description="object", ordering="kind")
     def thing(self, line: TrailLine) -> str:
-        """The kind of object, without its app where that is ours."""
-        return line.kind.removeprefix("audit_publisher.")
+        """The object; its kind without the app where that is ours."""
+        return f"{line.kind.removeprefix('audit_publisher.')} {line.text}"
 
     @admin.display(description="changes")
     def said(self, line: TrailLine) -> str:
         """The changes in a line."""
         parts = []
         for name, value in line.fields.items():
-            if isinstance(value, list) and len(value) == 2 and line.action != "created":
-                parts.append(f"{name}: {_plain(value[0])} → {_plain(value[1])}")
-            elif isinstance(value, list) and len(value) == 2:
+            if not line.about_fields:
+                parts.append(f"{name}: {_plain(value)}")
+            elif line.action == TrailLine.Action.CREATED:
                 parts.append(f"{name}: {_plain(value[1])}")
             else:
-                parts.append(f"{name}: {_plain(value)}")
+                parts.append(f"{name}: {_plain(value[0])} → {_plain(value[1])}")
         return Truncator("; ".join(parts)).chars(_SHOWN)
 
     @admin.display(description="changes")
@@ -83,10 +94,9 @@ class TrailAdmin(admin.ModelAdmin):
         """The changes, field by field."""
         if not line.fields:
             return "none"
-        both = line.action in ("created", "changed", "deleted")
         rows = [
             (name, _plain(value[0]), _plain(value[1]))
-            if both and isinstance(value, list) and len(value) == 2
+            if line.about_fields
             else (name, "", _plain(value))
             for name, value in line.fields.items()
         ]

@@ -10,6 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
+from audit_logging import uptake
 from audit_publisher import trail
 
 
@@ -48,7 +49,7 @@ class Command(BaseCommand):
 
 def _row(line: trail.TrailLine) -> str:
     fields = "; ".join(
-        f"{name}: {value[0]} → {value[1]}" if isinstance(value, list) and len(value) == 2 else name
+        f"{name}: {value[0]} → {value[1]}" if line.about_fields else f"{name}: {value}"
         for name, value in line.fields.items()
     )
     why = f"  ({line.reason})" if line.reason else ""
@@ -69,4 +70,5 @@ def _since(text: str | None) -> datetime | None:
         raise CommandError(
             f"--since: {text!r} is no time such as 2026-01-31T00:00Z, 24h or 7d."
         ) from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return uptake.moment(found.timestamp())

@@ -78,7 +78,7 @@ def test_draining_asks_first_says_what_happens_and_wants_a_reason(operator: Clie
     page = operator.get(url).content.decode()
     assert "Drain primary?" in page
     assert "The order will be: secondary." in page
-    assert "1 publisher process take" in page
+    assert "1 publisher process will know" in page
     assert 'name="meant"' not in page
     response = send(operator, url)
     assert "Say why" in response.content.decode()
@@ -90,7 +90,11 @@ def test_draining_asks_first_says_what_happens_and_wants_a_reason(operator: Clie
     assert (wish.wished_by, wish.note) == ("olga", "new disks")
     line = TrailLine.objects.get(kind="audit_publisher.regionwish", action="created")
     assert (line.actor, line.reason, line.address) == ("olga", "new disks", "127.0.0.1")
-    assert line.fields["drained"] == [None, True]
+    assert line.fields == {
+        "region": [None, "primary"],
+        "drained": [None, True],
+        "first": [None, False],
+    }
     shown = operator.get(REGIONS).content.decode()
     assert "new disks" in shown
     assert "0 of 1 running processes" in shown

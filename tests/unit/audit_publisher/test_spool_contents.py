@@ -23,7 +23,7 @@ from audit_publisher.publish import get_publisher
 from audit_publisher.serializers import parse_event
 from audit_publisher.spool import REFUSED, Spool
 from audit_publisher.spool_contents import Contents, Unwilling
-from tests.unit.audit_publisher.operating import SPOOL, heard, person, send
+from tests.unit.audit_publisher.operating import SPOOL, TRAIL, heard, person, send
 
 pytestmark = pytest.mark.django_db
 
@@ -138,6 +138,12 @@ def test_refused_records_go_back_to_their_topic_and_are_published(spool: Spool, 
     assert get_publisher().drain() == 2
     line = TrailLine.objects.get(action="redriven")
     assert (line.fields["request_ids"], line.reason) == (ids, "limit raised")
+    # Two of something are not before and after.
+    page = person("reader", "view_trailline").get(TRAIL).content.decode()
+    assert "offsets: [0, 1]" in page
+    out = StringIO()
+    call_command("audit_trail", stdout=out)
+    assert "offsets: [0, 1]" in out.getvalue()
 
 
 def test_a_topic_that_is_no_more_is_not_written_to(spool: Spool, fill: Fill) -> None:
