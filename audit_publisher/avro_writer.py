@@ -51,12 +51,23 @@ def long(value: int) -> bytes:
         return _LAST[number]
     if not _LOW <= value <= _HIGH:
         raise OverflowError(f"{value} has more than 64 bits")
-    out = _MORE[number & _MASK]
-    number >>= _BITS
-    while number > _MASK:
-        out += _MORE[number & _MASK]
-        number >>= _BITS
-    return out + _LAST[number]
+    high = number >> 2 * _BITS
+    if not high:
+        return _MORE[number & _MASK] + _LAST[number >> _BITS]
+    # Of times in microseconds this part changes each few minutes.
+    return (
+        _MORE[number & _MASK] + _MORE[number >> _BITS & _MASK] + (_highs.get(high) or _keep(high))
+    )
+
+
+_highs: dict[int, bytes] = {}
+
+
+def _keep(high: int) -> bytes:
+    if len(_highs) > _MASK:
+        _highs.clear()
+    made = _highs[high] = _varint(high)
+    return made
 
 
 def string(value: str) -> bytes:
@@ -66,10 +77,8 @@ def string(value: str) -> bytes:
     return (_LENGTHS[length] if length < len(_LENGTHS) else long(length)) + data
 
 
-def optional_string(value: str | None) -> bytes:
-    """A union of null and string."""
-    if value is None:
-        return _NULL
+def optional_string(value: str) -> bytes:
+    """The string of a union of null and string."""
     data = value.encode()
     length = len(data)
     return (_OPTIONAL[length] if length < len(_OPTIONAL) else b"\x02" + long(length)) + data
@@ -110,13 +119,16 @@ def compile_writer(schema: Mapping[str, Any], repeated: Collection[str] = ()) ->
     """
     names: dict[str, Any] = {
         "join": b"".join,
+        "null": _NULL,
         "long": long,
         "string": string,
         "optional_string": optional_string,
         "optional_long": optional_long,
         "map_of": _map,
         "kept": Remembered(string),
-        "kept_optional": Remembered(optional_string),
+        "kept_optional": Remembered(
+            lambda value: _NULL if value is None else optional_string(value)
+        ),
     }
     parts = [
         _part(field["type"], repr(field["name"]), field["name"] in repeated)
@@ -141,7 +153,9 @@ def _part(kind: Any, name: str, repeated: bool) -> str:
     if kind == "string":
         if repeated:
             return f"kept{optional and '_optional'}[of[{name}]]"
-        return f"{optional}string(of[{name}])"
+        if optional:
+            return f"(null if (v := of[{name}]) is None else optional_string(v))"
+        return f"string(of[{name}])"
     if kind in ("int", "long"):
         return f"{optional}long(of[{name}])"
     if kind == {"type": "map", "values": "string"} and not optional:

@@ -111,11 +111,7 @@ class Intake:
         for index in range(self._next, end):
             data = self._events[index]
             try:
-                if self._batch and is_producer_record(data):
-                    request_id, item = _prepare_producer(bytes(data), self._sender, self._now)
-                    metrics.PRODUCER_RECORDS.inc()
-                else:
-                    request_id, item = self._prepare(data)
+                request_id, item = self._prepare(data)
             except (InvalidEvent, CodecError, RegistryError) as error:
                 retryable = isinstance(error, RegistryError)
                 metrics.REJECTED.labels(_reason(error)).inc()
@@ -135,6 +131,11 @@ class Intake:
         try:
             event = parse_event(data)
         except InvalidEvent:
+            # What it has is not enough for an event. Looked at only now, for nearly all are.
+            if self._batch and is_producer_record(whole := bytes(data)):
+                prepared = _prepare_producer(whole, self._sender, self._now)
+                metrics.PRODUCER_RECORDS.inc()
+                return prepared
             raise
         except ValueError as error:
             raise NotJson("", str(error)) from error

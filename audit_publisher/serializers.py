@@ -154,10 +154,13 @@ def _explain(message: str) -> InvalidEvent:
 
 
 def _check(event: LogEvent) -> None:
-    for name in WITHOUT_CONTROL:
-        value = getattr(event, name)
-        if value is not None and has_control(value):
-            raise InvalidEvent(name, "it holds a control character")
+    if has_control(
+        f"{event.service_name}{event.endpoint_name}{event.method}"
+        f"{event.consumer_id}{event.site_id}{event.trace_id}"
+    ):
+        for name in WITHOUT_CONTROL:
+            if has_control(getattr(event, name) or ""):
+                raise InvalidEvent(name, "it holds a control character")
     check_service_name(event.service_name)
     if not _UUID.fullmatch(event.request_id):
         event.request_id = _uuid(event.request_id)

@@ -16,6 +16,8 @@ from .kafka_errors import classify, is_fatal
 
 logger = logging.getLogger(__name__)
 
+#: Bytes that a record's key and headers stay below.
+_BESIDE_VALUE = 64 << 10
 #: What delivery reports are waited for at a time by the thread that does nothing else, seconds.
 _PATIENCE = 0.1
 
@@ -153,8 +155,10 @@ class RecordProducer:
             submission.places = {}
         produce, largest, report = self._producer.produce, self._max_record_bytes, submission.report
         sent = 0
+        # A value of this size fits with any key and headers that the publisher makes.
+        plain = largest - _BESIDE_VALUE
         for index, record in enumerate(records):
-            if record.size > largest:
+            if len(record.value) > plain and record.size > largest:
                 error: EventLogError = RecordTooLarge(
                     f"The record has {record.size:,} bytes; the event log takes {largest:,}."
                 )
