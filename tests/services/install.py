@@ -311,4 +311,15 @@ def _java_version(java: str) -> int:
 
 
 JAVA = Program("Java 17", _java, Debian(("default-jre-headless",)))
+
+
+def _jdk() -> Path | None:
+    """A Java that also compiles."""
+    java = _java()
+    said = java and subprocess.run([java, "--list-modules"], capture_output=True, check=False)
+    return java if said and b"jdk.compiler@" in said.stdout else None
+
+
+JDK = Program("JDK 17", _jdk, Debian(("default-jdk-headless",)))
+OPENSSL = Program("OpenSSL", on_path("openssl"), Debian(("openssl",)))
 MVN = Program("Maven", on_path("mvn"), Debian(("maven",)))
