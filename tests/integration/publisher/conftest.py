@@ -1,4 +1,4 @@
-"""Both clusters once for all tests here, and a publisher for each module."""
+"""Both clusters and one publisher for all tests here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reader(regions: Regions) -> Iterator[Reader]:
     made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def publisher(regions: Regions) -> Iterator[Publisher]:
     with publishers(Publisher(regions, options=QUICK)) as (made,):
         yield made

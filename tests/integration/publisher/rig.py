@@ -25,8 +25,10 @@ from tests.support import eventually
 TOPIC = "api-audit-events"
 PARTITIONS = 4
 
-#: Quick to give a region up and to come back, so that a fault costs a test seconds.
+#: Quick to give a region up and to come back, so that a fault costs a test seconds; slow to drain,
+#: so that it can be met in the middle of that.
 QUICK = {
+    "AUDIT_PUBLISHER_DRAIN_BATCH": "10",
     "AUDIT_PUBLISHER_REGION_COOLDOWN": "0.3",
     "AUDIT_PUBLISHER_REFRESH_SECONDS": "0.3",
     "AUDIT_PUBLISHER_DELIVERY_TIMEOUT": "1",

@@ -21,16 +21,9 @@ ROUNDS = int(os.environ.get("AUDIT_TEST_SPOOL_ROUNDS", "2"))
 SPOOL_BYTES = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def small_steps(regions: Regions) -> Iterator[Publisher]:
-    """A publisher whose drain takes long enough to be met in its middle."""
-    options = {**QUICK, "AUDIT_PUBLISHER_DRAIN_BATCH": "10"}
-    with publishers(Publisher(regions, options=options)) as (made,):
-        yield made
-
-
 @pytest.fixture(autouse=True)
-def healed(regions: Regions, reader: Reader) -> Iterator[None]:
+def healed(regions: Regions, publisher: Publisher, reader: Reader) -> Iterator[None]:
+    publisher.wait_until_up()
     reader.read()
     yield
     for region in regions:
@@ -54,50 +47,49 @@ def drained(publisher: Publisher) -> None:
 
 
 def test_killed_while_it_spools_and_while_it_drains(
-    regions: Regions, small_steps: Publisher, reader: Reader
+    regions: Regions, publisher: Publisher, reader: Reader
 ) -> None:
     chance = random.Random()
-    with Clients([small_steps.port], rate=300) as clients:
+    with Clients([publisher.port], rate=300) as clients:
         for number in range(ROUNDS):
-            spooling(small_steps, regions, 100)
-            reach(clients, small_steps, chance.randrange(1, 60))
-            small_steps.kill_workers()
-            reach(clients, small_steps, 30)
-            left = chance.randrange(10, small_steps.spooled())
+            spooling(publisher, regions, 100)
+            reach(clients, publisher, chance.randrange(1, 60))
+            publisher.kill_workers()
+            reach(clients, publisher, 30)
+            left = chance.randrange(10, publisher.spooled())
             for region in regions:
                 region.heal()
             eventually(
-                lambda: small_steps.spooled() <= left,  # noqa: B023
+                lambda: publisher.spooled() <= left,  # noqa: B023
                 60,
-                small_steps.tail_log,
+                publisher.tail_log,
                 pause=0.005,
             )
             if number == 0:
                 # The server as a whole; the others are its workers alone.
-                small_steps.kill()
-                small_steps.start()
+                publisher.kill()
+                publisher.start()
             else:
-                small_steps.kill_workers()
-    drained(small_steps)
-    check(clients.account, reader.read(), small_steps)
+                publisher.kill_workers()
+    drained(publisher)
+    check(clients.account, reader.read(), publisher)
 
 
 @pytest.mark.xfail(reason="live events overtake those that are drained", strict=False)
 def test_a_keys_order_outlives_the_spool(
-    regions: Regions, small_steps: Publisher, reader: Reader
+    regions: Regions, publisher: Publisher, reader: Reader
 ) -> None:
-    small_steps.wait_until_up()
-    with Clients([small_steps.port], invalid=False) as clients:
-        reach(clients, small_steps, 20)
-        spooling(small_steps, regions, 200)
+    with Clients([publisher.port], invalid=False) as clients:
+        reach(clients, publisher, 20)
+        spooling(publisher, regions, 200)
         for region in regions:
             region.heal()
         # Others of the same keys come in all the time.
-        drained(small_steps)
-        reach(clients, small_steps, 50)
-    drained(small_steps)
+        drained(publisher)
+        reach(clients, publisher, 50)
+    drained(publisher)
     found = reader.read()
-    check(clients.account, found, small_steps)
+    check(clients.account, found, publisher)
     assert not found.late, f"{len(found.late)} of {found.copies.total()}: {found.late[:5]}"
 
 
@@ -105,7 +97,7 @@ def test_a_full_spool_refuses_for_now_and_keeps_what_it_promised(
     regions: Regions, reader: Reader
 ) -> None:
     options = {**QUICK, "AUDIT_PUBLISHER_SPOOL_MAX_BYTES": str(SPOOL_BYTES)}
-    with publishers(Publisher(regions, options=options)) as (publisher,):
+    with publishers(Publisher(regions, name="small", options=options)) as (publisher,):
         with Clients([publisher.port], padding=20_000, invalid=False) as clients:
             reach(clients, publisher, 20)
             for region in regions:
