@@ -14,9 +14,11 @@ from django.test import Client
 
 from audit_logging.batch import Batch
 from audit_logging.conf import LoggingSettings
+from audit_logging.doctor.examinations import Asked
 from audit_logging.event import AuditEvent, EventBuilder
 from audit_publisher import checks, eventlog, health, metrics, publish, topics
 from audit_publisher.codec import decode
+from audit_publisher.doctor import regions as doctor
 from audit_publisher.eventlog import Limits
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, URL, Configure
@@ -183,3 +185,26 @@ def test_what_a_real_cluster_tells_of_a_topic(regions: str, kafka_primary: Any) 
     assert told.largest_batch == 10_485_760
     assert log.replica_fetch_bytes() == 1_048_576
     log.close()
+
+
+def test_the_doctor_and_two_real_regions(
+    regions: str, kafka_primary: Any, kafka_secondary: Any
+) -> None:
+    kafka_primary.create_topics({regions: 4, f"{regions}_DLQ": 1}, {"retention.ms": 3_600_000})
+    kafka_secondary.create_topics({regions: 4}, {"max.message.bytes": 1_048_588})
+    try:
+        found = [*doctor.regions(Asked()), *doctor.sizes(Asked())]
+    finally:
+        kafka_primary.delete_topics([f"{regions}_DLQ"])
+    said = {
+        level: " ".join(each.message for each in found if each.level == level)
+        for level in ("ok", "warning", "FAIL")
+    }
+    for region, cluster in (("primary", kafka_primary), ("secondary", kafka_secondary)):
+        assert f"{region} (kafka://{cluster.address}) answers" in said["ok"]
+    assert "keeps records for 1 hours" in said["FAIL"]
+    assert f"region secondary has no topic '{regions}_DLQ'" in said["FAIL"]
+    assert "region secondary takes records up to 1,048,588 bytes" in said["FAIL"]
+    assert "has one copy (replication factor 1)" in said["warning"]
+    assert "replica.fetch.max.bytes" in said["warning"]
+    assert all(each.cure for each in found if each.level != "ok")
