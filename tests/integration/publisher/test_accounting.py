@@ -93,20 +93,7 @@ def healed(regions: Regions, publisher: Publisher) -> Iterator[None]:
     eventually(lambda: publisher.spooled() == 0, 30, publisher.tail_log)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(
-            fault,
-            id=fault.__name__,
-            # A kill between the two counts leaves them apart; now and then there is none.
-            marks=[pytest.mark.xfail(reason="received is counted apart", strict=False)]
-            if fault in CRASHES
-            else [],
-        )
-        for fault in FAULTS
-    ],
-)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_every_promise_is_kept(
     fault: Fault, regions: Regions, publisher: Publisher, reader: Reader
 ) -> None:
