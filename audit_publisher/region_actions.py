@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from django.db import router, transaction
+from django.db import IntegrityError, router, transaction
 from django.utils import timezone
 
 from audit_logging import changes
@@ -143,6 +143,14 @@ def _dangers(before: tuple[str, ...], after: tuple[str, ...], overview: Overview
 
 def carry_out(action: str, region: str) -> bool:
     """Do it, for whoever acts now and for their reason; return whether anything changed."""
+    try:
+        return _carry_out(action, region)
+    except IntegrityError:
+        # Somebody else made the first row of a region at the same moment; now it is there.
+        return _carry_out(action, region)
+
+
+def _carry_out(action: str, region: str) -> bool:
     actor = changes.actor()
     with transaction.atomic(using=router.db_for_write(RegionWish)):
         rows = {

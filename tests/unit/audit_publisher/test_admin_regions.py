@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.test import Client
 
 from audit_logging.background import Loop
@@ -14,7 +17,7 @@ from audit_publisher import control
 from audit_publisher.control import Wishes
 from audit_publisher.models import RegionWish, TrailLine
 from audit_publisher.overview import look
-from audit_publisher.region_actions import plan
+from audit_publisher.region_actions import carry_out, plan
 from tests.unit.audit_publisher.operating import DOWN, REGIONS, heard, person, send
 
 pytestmark = pytest.mark.django_db
@@ -207,3 +210,54 @@ def test_a_plan_without_a_process_heard_says_so() -> None:
     assert any("No publisher process is heard" in line for line in plan(
         "drain", "primary", look()
     ).effects)  # fmt: skip
+
+
+# -- by command ---------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> str:
+    out = StringIO()
+    call_command("audit_region", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_regions_by_command() -> None:
+    assert "No publisher process has been heard" in run("list")
+    heard(pid=1)
+    heard(pid=2, regions={"secondary": DOWN})
+    assert "secondary    number 2 in the order; takes records in 1 of 2" in run("list")
+    assert "The order will be: secondary, primary." in run(
+        "fail-over", "secondary", "--reason=slow disks"
+    )
+    assert wishes() == Wishes(first="secondary")
+    run("fail-back", "secondary", "--reason=done")
+    run("drain", "primary", "--reason=new disks")
+    with pytest.raises(CommandError, match=r"Every region is drained then.* With --yes"):
+        run("drain", "secondary", "--reason=x")
+    run("drain", "secondary", "--reason=x", "--yes")
+    assert wishes().drained == {"primary", "secondary"}
+    found = json.loads(run("list", "--json"))
+    assert [region["place"] for region in found["regions"]] == [0, 0]
+    assert [process["taken_up"] for process in found["processes"]] == [False, False]
+    with pytest.raises(CommandError, match="drained already"):
+        run("drain", "primary", "--reason=x")
+    with pytest.raises(CommandError, match="no region 'elsewhere': primary, secondary"):
+        run("drain", "elsewhere", "--reason=x")
+    line = TrailLine.objects.filter(reason="new disks").get()
+    assert line.fields["drained"] == [None, True]
+    assert " by " in line.actor
+
+
+def test_two_who_act_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = RegionWish.save
+    once = [True]
+
+    def quicker(self: RegionWish, *args: Any, **kwargs: Any) -> None:
+        if once.pop() if once else False:
+            # Another transaction made the row after this one looked.
+            save(RegionWish(region="secondary", first=True))
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(RegionWish, "save", quicker)
+    assert carry_out("fail-over", "primary")
+    assert RegionWish.objects.get(first=True).region == "primary"
