@@ -18,8 +18,9 @@ class Command(BaseCommand):
 
     help = (
         "Show how every publisher process sees the regions, and say what is wanted of them: "
-        "`drain` (nothing more is sent there) and `take-back`, `fail-over` (use it first) and `fail-back`. "
-        "Publishers follow within seconds. Example: audit_region drain primary --reason 'new disks'"
+        "`drain` (nothing more is sent there) and `take-back`, `fail-over` (use it first) and "
+        "`fail-back`. Publishers follow within seconds. Example: audit_region drain primary "
+        "--reason 'new disks'"
     )
     # Wanted most when something is wrong: a failing check must not stand in the way.
     requires_system_checks: list[str] = []
