@@ -25,9 +25,6 @@ from .exceptions import RegistryError, RegistryUnavailable, SchemaIncompatible, 
 
 T = TypeVar("T")
 
-#: What a registry may enforce so that every reader of ours reads every record of ours.
-ENOUGH = frozenset({"BACKWARD", "BACKWARD_TRANSITIVE", "FULL", "FULL_TRANSITIVE"})
-
 
 class Registry(ABC):
     """Schemas by id. Thread-safe."""
@@ -195,19 +192,20 @@ class ConfluentRegistry(Registry):
             self._schemas[schema_id] = text
         return text
 
-    def compatibility(self, subject: str) -> str:
-        """Return what the registry enforces for `subject`, such as ``BACKWARD``; "" if it does
-        not say.
+    def guards(self, subject: str, schema_text: str) -> bool:
+        """Whether the registry itself would refuse a schema of `subject` that cannot read what
+        `schema_text` wrote, whoever sends it.
 
-        :raises RegistryUnavailable: it does not answer.
+        Asked with such a schema, which is not registered: what a registry says of its
+        configuration differs (some answer NONE for a subject that follows the global rule).
+
+        :raises RegistryError: it does not answer.
         """
-        for path in (f"/config/{subject}", "/config"):
-            try:
-                answer = self._request("GET", path)
-            except UnknownSchema:
-                continue
-            return str(answer.get("compatibilityLevel") or answer.get("compatibility") or "")
-        return ""
+        breaking = json.loads(schema_text)
+        breaking["fields"] = [{"name": "without_default", "type": "string"}]
+        path = f"/compatibility/subjects/{subject}/versions/latest"
+        answer = self._request("POST", path, {"schema": json.dumps(breaking)})
+        return answer.get("is_compatible") is False
 
     def enforce(self, subject: str) -> None:
         """Have the registry refuse what breaks readers of `subject`.

@@ -115,14 +115,18 @@ class TestConfluent(RegistryContract):
         self, schema_registry: Any, registry: Registry, subject: str
     ) -> None:
         """As Apicurio is until it is told otherwise."""
-        registry.register(subject, schema_text())
-        schema_registry.request("PUT", f"/config/{subject}", {"compatibility": "NONE"})
         assert isinstance(registry, ConfluentRegistry)
-        assert registry.compatibility(subject) == "NONE"
-        with pytest.raises(SchemaIncompatible, match="must_have: a new field needs a default"):
-            registry.register(subject, changed(name="must_have", type="string"))
-        registry.enforce(subject)
-        assert registry.compatibility(subject) == "BACKWARD"
+        registry.register(subject, schema_text())
+        assert registry.guards(subject, schema_text())
+        schema_registry.request("PUT", "/config", {"compatibility": "NONE"})
+        try:
+            assert not registry.guards(subject, schema_text())
+            with pytest.raises(SchemaIncompatible, match="must_have: a new field needs a default"):
+                registry.register(subject, changed(name="must_have", type="string"))
+            registry.enforce(subject)
+            assert registry.guards(subject, schema_text())
+        finally:
+            schema_registry.request("PUT", "/config", {"compatibility": "BACKWARD"})
 
     def test_who_knows_no_better_asks_the_registry_itself(
         self, schema_registry: Any, registry: Registry, subject: str
