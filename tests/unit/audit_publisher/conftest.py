@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from django.http import HttpResponse
 from django.test import Client
 
 from audit_publisher import authentication, eventlog, publish, routing
+from audit_publisher.asgi import front
 from audit_publisher.eventlog import Limits
 from audit_publisher.models import Consumer, ConsumerKey
 
@@ -78,10 +82,74 @@ def consumer(db: None, public_pem: str) -> Consumer:
     return made
 
 
-@pytest.fixture
-def api(db: None) -> Client:
+class Fronted(Client):
+    """A client whose requests on events are taken in front of Django, as by the shipped server."""
+
+    def generic(
+        self,
+        method: str,
+        path: str,
+        data: Any = "",
+        content_type: str | None = "application/octet-stream",
+        *args: Any,
+        **extra: Any,
+    ) -> Any:
+        if path not in (URL, BATCH, LEGACY):
+            return super().generic(method, path, data, content_type, *args, **extra)
+        body = data if isinstance(data, bytes) else data.encode()
+        given = {"HTTP_HOST": "testserver", "CONTENT_LENGTH": str(len(body))}
+        given |= {"CONTENT_TYPE": content_type or ""} | {
+            f"HTTP_{name.upper().replace('-', '_')}": value
+            for name, value in (extra.pop("headers", None) or {}).items()
+        }
+        given |= extra
+        return asyncio.run(self._ask(method, path, body, given))
+
+    async def _ask(self, method: str, path: str, body: bytes, meta: dict[str, str]) -> Any:
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "scheme": "http",
+            "query_string": b"",
+            "client": ("127.0.0.1", 4711),
+            "headers": [
+                (
+                    name.removeprefix("HTTP_").lower().replace("_", "-").encode(),
+                    value.encode("latin-1"),
+                )
+                for name, value in meta.items()
+                if name.startswith(("HTTP_", "CONTENT_"))
+            ],
+        }
+        half = len(body) // 2
+        parts = [(body[:half], True), (body[half:], False)]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            part, more = parts.pop(0)
+            return {"type": "http.request", "body": part, "more_body": more}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def django(scope: Any, receive: Any, send: Any) -> None:
+            raise AssertionError("This request is not Django's.")
+
+        await front(django)(scope, receive, send)
+        start, content = sent
+        headers = {name.decode("latin-1"): value.decode() for name, value in start["headers"]}
+        response = HttpResponse(content["body"], status=start["status"], headers=headers)
+        response.json = lambda: json.loads(response.content)  # type: ignore[attr-defined]
+        return response
+
+
+@pytest.fixture(params=["views", "front"])
+def api(request: pytest.FixtureRequest, db: None) -> Client:
+    """The operations as Django's views serve them, and as they are served in front of Django."""
     routing.refresh()
-    return Client(raise_request_exception=False)
+    made = Client if request.param == "views" else Fronted
+    return made(raise_request_exception=False)
 
 
 def stored(region: str = "primary", topic: str = "api-audit-events") -> list[Any]:

@@ -348,7 +348,7 @@ def test_our_own_bug_shows_no_traceback(api: Client, monkeypatch: pytest.MonkeyP
     def fail(*args: Any) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("audit_publisher.views.take", fail)
+    monkeypatch.setattr("audit_publisher.intake.Intake.prepare", fail)
     response = post(api, URL, make_event())
     assert "secret" not in json.dumps(problem(response, 500, retryable=True))
 

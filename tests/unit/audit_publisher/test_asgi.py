@@ -1,0 +1,291 @@
+"""What only the way in front of Django has: its bound, its event loop, and what it lets through."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from audit_publisher import eventlog, publish, routing
+from audit_publisher.admission import Admission
+from audit_publisher.asgi import front
+from audit_publisher.eventlog.base import EventLog
+from audit_publisher.problems import Problem
+from audit_publisher.testing import make_event
+from tests.unit.audit_publisher.conftest import BATCH, URL, Configure, stored
+
+pytestmark = pytest.mark.usefixtures("routes")
+JSON = [(b"content-type", b"application/json"), (b"host", b"testserver")]
+
+
+@pytest.fixture
+def routes(db: None) -> None:
+    routing.refresh()
+
+
+async def django(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 299, "headers": []})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+class Caller:
+    """One request, whose body comes when the test says."""
+
+    def __init__(
+        self,
+        body: bytes | None = None,
+        *,
+        path: str = URL,
+        method: str = "POST",
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": [*JSON, *headers],
+            "query_string": b"",
+            "client": None,
+        }
+        self.messages: asyncio.Queue[Any] = asyncio.Queue()
+        self.sent: list[Any] = []
+        self.reads = 0
+        if body is not None:
+            self.say(body)
+
+    def say(self, body: bytes, more: bool = False) -> None:
+        self.messages.put_nowait({"type": "http.request", "body": body, "more_body": more})
+
+    async def receive(self) -> Any:
+        self.reads += 1
+        return await self.messages.get()
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def ask(self, application: Any) -> tuple[int, Any]:
+        await application(self.scope, self.receive, self.send)
+        if not self.sent:
+            return 0, None
+        content = self.sent[1]["body"]
+        return self.sent[0]["status"], json.loads(content) if content[:1] == b"{" else content
+
+
+def ask(caller: Caller, application: Any = None) -> tuple[int, Any]:
+    return asyncio.run(caller.ask(application or front(django)))
+
+
+def event(**fields: Any) -> bytes:
+    return json.dumps(make_event(**fields)).encode()
+
+
+def test_everything_else_is_djangos() -> None:
+    for path in ("/", "/v1/logs", f"{URL}/", "/v1/config/a", "/health/live"):
+        assert ask(Caller(b"", path=path)) == (299, path.encode())
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
+def test_only_post(method: str) -> None:
+    caller = Caller(b"", method=method)
+    status, _ = ask(caller)
+    assert status == 405
+    assert (b"Allow", b"POST") in caller.sent[0]["headers"]
+    assert bool(caller.sent[1]["body"]) == (method != "HEAD")
+
+
+def test_a_host_that_is_not_ours() -> None:
+    caller = Caller(event())
+    caller.scope["headers"] = [JSON[0], (b"host", b"evil.example")]
+    status, document = ask(caller)
+    assert (status, document["code"]) == (400, "unknown-host")
+
+
+@pytest.mark.parametrize("twice", [b"WM-SITE-ID", b"wm_site_id", b"Wm-Site_Id"])
+def test_a_header_in_two_spellings_is_refused(twice: bytes) -> None:
+    status, document = ask(Caller(event(), headers=[(b"wm-site-id", b"1"), (twice.lower(), b"2")]))
+    assert (status, document["error"]["header"]) == (400, "wm-site-id")
+
+
+def test_a_body_in_pieces_without_a_length() -> None:
+    caller = Caller()
+    body = event()
+    for n in range(0, len(body), 100):
+        caller.say(body[n : n + 100], more=True)
+    caller.say(b"")
+    assert ask(caller)[1]["status"] == "published"
+    assert len(stored()) == 1
+
+
+def test_one_that_hangs_up_is_not_answered_and_not_taken() -> None:
+    caller = Caller()
+    caller.say(event()[:50], more=True)
+    caller.messages.put_nowait({"type": "http.disconnect"})
+    assert ask(caller) == (0, None)
+    assert stored() == []
+
+
+# -- the bound -------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_sent_away_unread_and_fits_later(configure: Configure) -> None:
+    configure(MAX_IN_FLIGHT_BYTES=1 << 20)
+    big = event(response_body="x" * 700_000)
+    length = (b"content-length", str(len(big)).encode())
+    application = front(django)
+    before = REGISTRY.get_sample_value("audit_publisher_requests_sent_away_total") or 0.0
+
+    async def run() -> None:
+        first, second, third = Caller(headers=[length]), Caller(headers=[length]), Caller(event())
+        one = asyncio.create_task(first.ask(application))
+        await asyncio.sleep(0)
+        status, document = await second.ask(application)
+        assert (status, document["code"], document["retryable"]) == (429, "too-busy", True)
+        assert (b"Retry-After", b"1") in second.sent[0]["headers"]
+        assert second.reads == 0
+        # Small ones still pass.
+        assert (await third.ask(application))[0] == 200
+        first.say(big)
+        assert (await one)[0] == 200
+        assert (await Caller(big, headers=[length]).ask(application))[0] == 200
+
+    asyncio.run(run())
+    assert REGISTRY.get_sample_value("audit_publisher_requests_sent_away_total") == before + 1
+    assert REGISTRY.get_sample_value("audit_publisher_in_flight_bytes") == 0
+
+
+def test_what_grows_when_it_is_decompressed_is_counted(configure: Configure) -> None:
+    configure(MAX_IN_FLIGHT_BYTES=1 << 20)
+    bomb = gzip.compress(b" " * 1_900_000 + event())
+    headers = [(b"content-encoding", b"gzip"), (b"content-length", str(len(bomb)).encode())]
+    application = front(django)
+
+    async def run() -> None:
+        other = Caller(headers=[(b"content-length", b"1000")])
+        waiting = asyncio.create_task(other.ask(application))
+        await asyncio.sleep(0)
+        assert (await Caller(bomb, headers=headers).ask(application))[0] == 429
+        other.say(event()[:1000])
+        await waiting
+        # Alone it is let in, whatever it grows to: its own limit bounds it.
+        assert (await Caller(bomb, headers=headers).ask(application))[0] == 200
+
+    asyncio.run(run())
+
+
+def test_a_place_is_given_back_whatever_happens(configure: Configure) -> None:
+    configure(MAX_IN_FLIGHT_BYTES=1 << 20)
+    admission = Admission()
+    with admission.place() as one:
+        one.take(1 << 20)
+        with pytest.raises(Problem), admission.place() as two:
+            two.take(1)
+        assert admission.bytes == 1 << 20
+    assert admission.bytes == 0
+    with pytest.raises(ValueError, match="x"), admission.place() as one:
+    def fail() -> None:
+        with admission.place() as place:
+            place.take(5)
+            raise ValueError("odd")
+
+    with pytest.raises(ValueError, match="odd"):
+        fail()
+    assert admission.bytes == 0
+
+
+# -- the event loop --------------------------------------------------------------------------------
+
+
+class Slow(EventLog):
+    """An event log that answers when the test says, from whatever thread."""
+
+    region = "primary"
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+        self.driven = threading.Event()
+
+    def submit(self, topic: str, records: Any, done: Any) -> None:
+        self.waiting.append(done)
+
+    def drive(self) -> int:
+        self.driven.set()
+        return len(self.waiting)
+
+    def append(self, topic: str, records: Any) -> Any:
+        raise NotImplementedError
+
+    ensure_topic = partitions = largest_record = watermarks = read = append  # type: ignore[assignment]
+    offset_at = commit = committed = close = append  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["the loop's thread", "another thread"])
+def test_requests_wait_side_by_side(monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> None:
+    log = Slow()
+    monkeypatch.setattr(eventlog, "get_region", lambda name: log)
+    publish.reset()
+    monkeypatch.setattr(publish.Publisher, "start", lambda self: None)
+    made = publish.get_publisher()
+    made._open_region = lambda name: log
+    application = front(django)
+
+    def answer() -> None:
+        for done in log.waiting:
+            done({})
+
+    async def run() -> None:
+        callers = [Caller(event()) for _ in range(50)]
+        tasks = [asyncio.create_task(caller.ask(application)) for caller in callers]
+        while len(log.waiting) < 50:
+            await asyncio.sleep(0)
+        await asyncio.to_thread(log.driven.wait, 10)
+        assert not any(task.done() for task in tasks)
+        await (asyncio.to_thread(answer) if elsewhere else asyncio.sleep(0))
+        if not elsewhere:
+            answer()
+        assert {status for status, _ in await asyncio.gather(*tasks)} == {200}
+
+    asyncio.run(run())
+
+
+def test_a_large_batch_lets_others_have_their_turn() -> None:
+    lines = b"\n".join(event() for _ in range(900))
+    batch = Caller(lines, path=BATCH)
+    batch.scope["headers"] = [(b"content-type", b"application/x-ndjson"), JSON[1]]
+    application = front(django)
+
+    async def run() -> int:
+        task = asyncio.create_task(batch.ask(application))
+        turns = 0
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        status, answer = await task
+        assert status == 200
+        assert {item["status"] for item in answer["items"]} == {"published"}
+        return turns
+
+    # One for each hundred events, at least.
+    assert asyncio.run(run()) >= 9
+
+
+def test_the_servers_own_messages_are_answered() -> None:
+    async def run() -> list[str]:
+        sent: list[str] = []
+        messages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+        async def receive() -> Any:
+            return {"type": next(messages)}
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        await front(django)({"type": "lifespan"}, receive, send)
+        return sent
+
+    assert asyncio.run(run()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
