@@ -3,12 +3,13 @@
 A region that is *drained* gets no record, not even as the last place before the spool: whoever
 drains it may be at its disks, so that what it acknowledges now need not be there afterwards,
 and the spool is durable. It is probed all the same. A region that is *first* is tried before the
-others, whatever the configured order is, until that is taken back.
+others, whatever the configured order is, until that is taken back; in active-active mode there is
+no such region.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +39,23 @@ class Wishes:
 NOTHING = Wishes()
 
 
+def wished(rows: Iterable[tuple[str, bool, bool]]) -> Wishes:
+    """What rows of (region, drained, first) ask for.
+
+    In active-active mode no region is first: each is, for its share of the keys.
+    """
+    found = list(rows)
+    drained = frozenset(region for region, is_drained, _ in found if is_drained)
+    first = None
+    if conf.REGION_MODE != "active-active":
+        first = next((region for region, _, is_first in found if is_first), None)
+    return Wishes(drained, first) if drained or first else NOTHING
+
+
 def _load() -> Wishes:
     from .models import RegionWish
 
-    rows = list(RegionWish.objects.values_list("region", "drained", "first"))
-    if not any(drained or first for _, drained, first in rows):
-        return NOTHING
-    return Wishes(
-        frozenset(region for region, drained, _ in rows if drained),
-        next((region for region, _, first in rows if first), None),
-    )
+    return wished(RegionWish.objects.values_list("region", "drained", "first"))
 
 
 def _snapshot() -> Snapshot[Wishes]:

@@ -11,7 +11,7 @@ from typing import Any
 from audit_logging import uptake
 
 from .conf import conf
-from .control import Wishes, arranged
+from .control import Wishes, arranged, wished
 from .models import PublisherProcess, RegionWish
 from .reports import STALE
 
@@ -142,10 +142,7 @@ def look(now: float | None = None) -> Overview:
     """
     now = time.time() if now is None else now
     wishes = {wish.region: wish for wish in RegionWish.objects.all()}
-    wanted = Wishes(
-        frozenset(name for name, wish in wishes.items() if wish.drained),
-        next((name for name, wish in wishes.items() if wish.first), None),
-    )
+    wanted = wished((wish.region, wish.drained, wish.first) for wish in wishes.values())
     rows = list(PublisherProcess.objects.order_by("-last_seen")[: MOST + 1])
     shown = sorted(rows[:MOST], key=lambda row: (row.host, row.pid))
     processes = tuple(_process(row, wanted, now) for row in shown)

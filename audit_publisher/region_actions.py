@@ -86,7 +86,12 @@ def _take_back(region: str, overview: Overview) -> tuple[Plan, Wishes]:
 
 def _fail_over(region: str, overview: Overview) -> tuple[Plan, Wishes]:
     made = Plan(FAIL_OVER, region, f"Fail over to {region} now?", f"Fail over to {region}")
-    if overview.wishes.first == region:
+    if conf.REGION_MODE == "active-active":
+        made.impossible = (
+            "In active-active mode each region takes its share of the keys, and the others' when "
+            "they take nothing. To take one out, drain it."
+        )
+    elif overview.wishes.first == region:
         made.impossible = f"{region} is used first already."
     elif region in overview.wishes.drained:
         made.impossible = f"{region} is drained. Take it back first."
@@ -100,7 +105,8 @@ def _fail_over(region: str, overview: Overview) -> tuple[Plan, Wishes]:
 
 def _fail_back(region: str, overview: Overview) -> tuple[Plan, Wishes]:
     made = Plan(FAIL_BACK, region, "Fail back to the configured order?", "Fail back")
-    if overview.wishes.first != region:
+    view = overview.region(region)
+    if view is None or not view.first:
         made.impossible = f"{region} is not used first by anybody's wish."
     made.effects = ["The configured order of regions holds again."]
     return made, Wishes(overview.wishes.drained, None)

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from audit_logging.changes_admin import acts
 
+from ..conf import conf
 from ..models import RegionWish
 from ..overview import Overview, look
 from ..region_actions import ACTIONS, DRAIN, FAIL_BACK, FAIL_OVER, TAKE_BACK, carry_out, plan
@@ -72,6 +73,7 @@ class RegionAdmin(admin.ModelAdmin):
                 (view, _offered(view.name, overview) if may else []) for view in overview.regions
             ],
             "may": may,
+            "shared": conf.REGION_MODE == "active-active",
             "lines_url": reverse(f"{self.admin_site.name}:audit_publisher_region_lines"),
         }
 

@@ -212,6 +212,25 @@ def test_a_plan_without_a_process_heard_says_so() -> None:
     ).effects)  # fmt: skip
 
 
+def test_in_active_active_mode_regions_are_drained_not_failed_over(
+    operator: Client, configure: Any, tmp_path: Path
+) -> None:
+    send(operator, f"{REGIONS}fail-over/secondary/", _change_reason="x")
+    configure(SECONDARY_URL=f"local://{tmp_path}/second.sqlite3", REGION_MODE="active-active")
+    heard()
+    assert look().taken_up == 1
+    page = operator.get(REGIONS).content.decode()
+    assert "Fail over to it" not in page
+    assert page.count("takes its share of the traffic") == 2
+    answer = send(operator, f"{REGIONS}fail-over/primary/", _change_reason="x")
+    assert answer.status_code == 302
+    assert RegionWish.objects.get(first=True).region == "secondary"
+    # What was wished before the mode was changed can be taken back.
+    assert "Fail back" in page
+    send(operator, f"{REGIONS}fail-back/secondary/", _change_reason="x")
+    assert not RegionWish.objects.filter(first=True).exists()
+
+
 # -- by command ---------------------------------------------------------------------------
 
 

@@ -97,6 +97,19 @@ def test_without_a_table_nothing_is_wished() -> None:
 
 
 @pytest.mark.django_db
+def test_in_active_active_mode_no_region_is_first(configure: Any) -> None:
+    RegionWish.objects.create(region="secondary", first=True, drained=False)
+    control.refresh()
+    assert control.order(REGIONS) == ("secondary", "primary")
+    configure(REGION_MODE="active-active")
+    control.refresh()
+    assert control.order(REGIONS) == REGIONS
+    RegionWish.objects.update(drained=True)
+    control.refresh()
+    assert control.order(REGIONS) == ("primary",)
+
+
+@pytest.mark.django_db
 def test_one_region_at_most_is_first() -> None:
     RegionWish.objects.create(region="primary", first=True)
     with pytest.raises(DatabaseError):
