@@ -2,7 +2,7 @@
 
 E001 an option is wrong or does not exist
 E002 the Kafka properties file cannot be used
-E004 both regions are the same
+E004 both regions are the same (by their addresses; with --deploy by what they say they are)
 E005 a batch may not hold one event of the largest size
 E006 a region does not answer, or lacks a topic (with --deploy)
 E007 the schema registry does not answer, or refuses the schema (with --deploy)
@@ -81,7 +81,7 @@ def _check_kafka() -> list[CheckMessage]:
 
 @register("audit_publisher", deploy=True)
 def check_regions(**kwargs: Any) -> list[CheckMessage]:
-    """E006, E008, W002, W003: regions and topics, asked for real."""
+    """E004, E006, E008, W002, W003: regions and topics, asked for real."""
     if conf.problems() or check_combinations():
         return []
     from . import eventlog, routing, topics
@@ -89,6 +89,7 @@ def check_regions(**kwargs: Any) -> list[CheckMessage]:
 
     found: list[CheckMessage] = []
     answers: dict[str, topics.Answer] = {}
+    identities: dict[str, str] = {}
     wanted = routing.topics()
     for region, url in conf.region_urls().items():
         if url.startswith("local:"):
@@ -100,7 +101,9 @@ def check_regions(**kwargs: Any) -> list[CheckMessage]:
                 )
             )
         try:
-            answers[region] = eventlog.get_region(region).describe(wanted)
+            log = eventlog.get_region(region)
+            answers[region] = log.describe(wanted)
+            identities[region] = log.identity()
         except EventLogError as error:
             found.append(
                 Error(
@@ -110,6 +113,14 @@ def check_regions(**kwargs: Any) -> list[CheckMessage]:
                     id="audit_publisher.E006",
                 )
             )
+    if twins := topics.same(identities):
+        found.append(
+            Error(
+                twins,
+                hint="Give the second region's own address, or none.",
+                id="audit_publisher.E004",
+            )
+        )
     for problem in topics.problems(answers, wanted):
         number = "E006" if problem.kind == "missing" else "E008" if problem.serious else "W003"
         kind = Error if problem.serious else Warning

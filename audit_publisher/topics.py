@@ -48,6 +48,23 @@ class TopicProblem:
         return f"{self.message} {self.cure}"
 
 
+def same(identities: Mapping[str, str]) -> str:
+    """Say which regions are one and the same, whatever their addresses; "" when none are.
+
+    :param identities: what each region said it is, by its name.
+    """
+    owners: dict[str, list[str]] = {}
+    for region, identity in identities.items():
+        if identity:
+            owners.setdefault(identity, []).append(region)
+    shared = [(names, identity) for identity, names in owners.items() if len(names) > 1]
+    return "; ".join(
+        f"The regions {' and '.join(names)} are one and the same ({identity}): when it is away, "
+        "both are."
+        for names, identity in shared
+    )
+
+
 def wanted() -> list[str]:
     """Every topic that must exist: those of events, and the dead-letter topic of each."""
     topics = routing.topics()

@@ -27,6 +27,7 @@ def regions(asked: Asked) -> Iterator[Finding]:
         )
     wanted = topics.wanted()
     answers: dict[str, topics.Answer] = {}
+    identities: dict[str, str] = {}
     for region, url in conf.region_urls().items():
         if asked.deploy and url.startswith("local:"):
             yield Finding(
@@ -37,7 +38,9 @@ def regions(asked: Asked) -> Iterator[Finding]:
             )
         began = time.monotonic()
         try:
-            answers[region] = eventlog.get_region(region).describe(wanted)
+            log = eventlog.get_region(region)
+            answers[region] = log.describe(wanted)
+            identities[region] = log.identity()
         except EventLogError as error:
             answers[region] = error
             yield failure(
@@ -53,7 +56,10 @@ def regions(asked: Asked) -> Iterator[Finding]:
             "There is one region: while it is away, events lie on this host's disk alone.",
             "Set AUDIT_PUBLISHER_SECONDARY_URL to a second cluster.",
         )
+    if twins := topics.same(identities):
+        yield failure(twins, "Give AUDIT_PUBLISHER_SECONDARY_URL the second cluster's address.")
     yield from _topics(answers, wanted)
+    yield from _sizes(answers)
 
 
 def _topics(answers: dict[str, topics.Answer], wanted: list[str]) -> Iterator[Finding]:
@@ -83,22 +89,22 @@ def _shown(facts: TopicFacts) -> str:
     return ", ".join(said)
 
 
-@examine("topics", "size of records", seconds=20)
-def sizes(asked: Asked) -> Iterator[Finding]:
-    """The largest event fits everywhere; what is too small is told topic by topic."""
-    if conf.problems():
-        return
+def _sizes(answers: dict[str, topics.Answer]) -> Iterator[Finding]:
+    """The largest event fits everywhere; topics that are too small are told one by one."""
     largest = topics.largest_record()
     found: dict[str, int] = {}
-    for region, url in conf.region_urls().items():
-        try:
-            log: Any = eventlog.get_region(region)
-            for facts in log.describe(routing.topics()).values():
-                if facts is not None and facts.largest_batch is not None:
-                    found[region] = min(facts.largest_batch, found.get(region, facts.largest_batch))
-            fetched = log.replica_fetch_bytes() if url.startswith("kafka:") else None
-        except EventLogError:
+    for region, answer in answers.items():
+        if isinstance(answer, Exception):
             continue
+        taken = [
+            facts.largest_batch
+            for topic, facts in answer.items()
+            if facts is not None and facts.largest_batch is not None and topic in routing.topics()
+        ]
+        if taken:
+            found[region] = min(taken)
+        log: Any = eventlog.get_region(region)
+        fetched = log.replica_fetch_bytes() if hasattr(log, "replica_fetch_bytes") else None
         if fetched is not None and fetched < largest:
             yield warning(
                 f"Brokers of {region} fetch {fetched:,} bytes at once for their copies "

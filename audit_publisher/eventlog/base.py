@@ -175,6 +175,14 @@ class EventLog(ABC):
                 found[topic] = None
         return found
 
+    def identity(self) -> str:
+        """Return what tells this log from every other one, whatever its address; "" where it
+        does not tell.
+
+        :raises RegionUnavailable: the region does not answer.
+        """
+        return ""
+
     @abstractmethod
     def largest_record(self, topic: str) -> int:
         """Return how many bytes a record of `topic` may have.

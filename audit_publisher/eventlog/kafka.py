@@ -221,6 +221,11 @@ class KafkaEventLog(EventLog):
                 known, topics, self._admin(), self.region, self._request_timeout
             )
 
+    def identity(self) -> str:
+        with self._errors():
+            metadata = self._group("audit-meta").list_topics(timeout=self._request_timeout)
+        return metadata.cluster_id or ""
+
     def replica_fetch_bytes(self) -> int | None:
         """The smallest ``replica.fetch.max.bytes`` of the brokers; None: they do not tell."""
         with self._errors():

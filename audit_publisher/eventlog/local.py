@@ -115,6 +115,9 @@ class LocalEventLog(EventLog):
                 found[topic] = None
         return found
 
+    def identity(self) -> str:
+        return str(self._queue.path.resolve())
+
     def _known_topics(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for record in self._queue.read(_TOPICS, 0, max_records=1_000_000):

@@ -43,7 +43,7 @@ def wrong(function: Any, *, deploy: bool = False) -> list[Finding]:
 
 
 def test_the_embedded_publisher_is_well_and_not_for_production(tmp_path: Path) -> None:
-    for function in (regions.regions, regions.sizes, regions.spool, registry.registry):
+    for function in (regions.regions, regions.spool, registry.registry):
         assert set(levels(function)) == {"ok"}, function
     said = " ".join(each.message for each in ask(regions.regions))
     assert "api-audit-events: primary (4 partitions, kept 7 days)" in said
@@ -86,6 +86,17 @@ def test_topics_that_are_missing_or_differ(
     assert "region primary has no topic 'inventory-evnets'" in said
     assert "audit_topics --create" in said
     assert "primary 4, secondary 8" in said
+
+
+def test_one_file_under_two_names(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    configure(
+        PRIMARY_URL=f"local://{tmp_path}/log.sqlite3",
+        SECONDARY_URL=f"local://{tmp_path}/link/log.sqlite3",
+    )
+    (finding,) = wrong(regions.regions)
+    assert finding.level == "FAIL"
+    assert "primary and secondary are one and the same" in finding.message
 
 
 def test_the_spool(configure: Configure, tmp_path: Path) -> None:
