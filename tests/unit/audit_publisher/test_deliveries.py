@@ -108,6 +108,26 @@ def test_a_full_batch_and_one_bad_event_in_it(
     assert json.loads(dict(letter.headers)["reason"] or b"")["field"] == "request_ts"
 
 
+@pytest.mark.parametrize("scheme", ["rsa-v1_5-sha256", "rsa-pss-sha512"])
+def test_deliveries_whose_bodies_are_signed(
+    make: Callable[..., Deliverer], consumer: Consumer, scheme: str
+) -> None:
+    Consumer.objects.update(schemes="message")
+    authentication.refresh()
+    events = [make_event() for _ in range(3)]
+    legacy = make()
+    deliver(legacy, events[0])
+    assert legacy.spool.stats(RETRY_STREAM).records == 1
+    signing = make(SIGNATURE_SCHEME=scheme)
+    # What waited for the other scheme is in the same spool.
+    signing.drain_step()
+    deliver(signing, events[1])
+    deliver(signing, events[2])
+    assert stored() == ids(events)
+    assert isinstance(signing.target, Publisher)
+    assert signing.target.ask("inventory-api")[0] == 200
+
+
 def test_more_than_the_publisher_takes_at_once_is_halved(
     make: Callable[..., Deliverer], consumer: Consumer, configure: Configure
 ) -> None:
