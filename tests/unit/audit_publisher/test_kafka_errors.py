@@ -19,6 +19,7 @@ from audit_publisher.exceptions import (
     RegionUnavailable,
     UnknownTopic,
 )
+from audit_publisher.outcome import Outcome
 from audit_publisher.publish import Publisher
 from audit_publisher.spool import Spool
 from tests.support import eventually
@@ -41,7 +42,14 @@ def clusters() -> Iterator[Clusters]:
 class Setup:
     """A publisher over both, whose background work is called by hand."""
 
-    def __init__(self, clusters: Clusters, folder: Path, max_queued_bytes: int = 4 << 20) -> None:
+    def __init__(
+        self,
+        clusters: Clusters,
+        folder: Path,
+        max_queued_bytes: int = 4 << 20,
+        *,
+        probed: bool = True,
+    ) -> None:
         self.clusters = clusters
         self.logs = {
             name: KafkaEventLog(
@@ -63,7 +71,8 @@ class Setup:
             cooldown=0.01,
         )
         self.publisher.start = lambda: None  # type: ignore[method-assign]
-        self.publisher.probe()
+        if probed:
+            self.publisher.probe()
 
     @property
     def primary(self) -> MockCluster:
@@ -211,6 +220,24 @@ def test_a_full_queue_goes_to_the_disk_and_a_full_disk_is_said_to_be_busy(
     assert busy
     assert all(each.retryable and isinstance(each.error, Backpressure) for each in busy)
     setup.primary.heal()
+    for log in setup.logs.values():
+        log.close()
+
+
+def test_nobody_waits_for_a_region_that_is_used_for_the_first_time(
+    clusters: Clusters, tmp_path: Path
+) -> None:
+    setup = Setup(clusters, tmp_path, probed=False)
+    for cluster in clusters.values():
+        cluster.slow(20)
+    told: list[list[Outcome]] = []
+    for _ in range(5):
+        setup.publisher.submit([(TOPIC, Record(b"event", key=b"k"))], told.append)
+    # Whoever submits may be an event loop, which all requests share.
+    assert not told, "the cluster answers later"
+    eventually(lambda: len(told) == 5)
+    for cluster in clusters.values():
+        cluster.heal()
     for log in setup.logs.values():
         log.close()
 
