@@ -187,8 +187,6 @@ class Load:
         self._statuses[head[9:12].decode()] += 1
         for word in ("published", "spooled", "rejected"):
             self._outcomes[word] += body.count(b'"%s"' % word.encode())
-        if b"connection: close" in head.lower():
-            caller.again = True
         return True
 
 
