@@ -26,6 +26,7 @@ from . import authentication, metrics, operations
 from .admission import Admission, Place
 from .body import BodyReader
 from .intake import Intake
+from .names import OUR_HEADERS, header_key
 from .operations import Operation
 from .outcome import Outcome
 from .problems import CONTENT_TYPE, Problem, not_allowed
@@ -82,7 +83,16 @@ class Asked:
 
 
 @lru_cache(maxsize=512)
+def _spelled(raw: bytes) -> bytes:
+    """A header's name as Django lets it through, and as signatures have it: with hyphens, and
+    with the dots that proxies such as nginx take for invalid."""
+    name = raw.decode("latin-1")
+    return OUR_HEADERS.get(header_key(name), name).encode("latin-1")
+
+
+@lru_cache(maxsize=512)
 def _meta_name(raw: bytes) -> str:
+    raw = _spelled(raw)
     name = raw.decode("latin-1").upper().replace("-", "_")
     return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
 
@@ -108,6 +118,9 @@ class _Front:
             if operation is not None:
                 await self._serve(operation, scope, receive, send)
                 return
+            # Django drops names with underscores.
+            spelled = [(_spelled(name), value) for name, value in scope["headers"]]
+            scope = {**scope, "headers": spelled}
         elif scope["type"] == "lifespan":
             await _live(receive, send)
             return

@@ -103,19 +103,18 @@ def header_key(name: str) -> str:
     return name.strip().lower().replace("_", "-").replace(".", "-")
 
 
-#: The names of our headers as clients spell them with underscores, upper case.
-UNDERSCORE_HEADERS = (
-    "WM_CONSUMER.ID",
-    "WM_CONSUMER.INTIMESTAMP",
-    "WM_SEC.KEY_VERSION",
-    "WM_SEC.AUTH_SIGNATURE",
-    "WM-SEC.KEY_VERSION",
-    "WM-SEC.AUTH_SIGNATURE",
-    "WM_QOS.CORRELATION_ID",
-    "WM-QOS.CORRELATION_ID",
-    "WM_SVC.NAME",
-    "WM_SVC.VERSION",
-    "WM_SVC.ENV",
-    "WM_SITE_ID",
-    "WM-SITE_ID",
-)
+#: By :func:`header_key`, our headers in the one spelling that they are handled in.
+OUR_HEADERS = {
+    header_key(name): name
+    for name in (
+        "wm-consumer.id",
+        "wm-consumer.intimestamp",
+        "wm-sec.key-version",
+        "wm-sec.auth-signature",
+        "wm-qos.correlation-id",
+        "wm-svc.name",
+        "wm-svc.version",
+        "wm-svc.env",
+        "wm-site-id",
+    )
+}

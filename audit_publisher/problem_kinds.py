@@ -112,7 +112,8 @@ _KINDS = (
         401,
         "The request is not signed",
         "One of the four signature headers is missing, and this consumer's rule is `enforce`.",
-        "Sign the request. A proxy that drops headers with underscores gets the hyphen spelling.",
+        "Sign the request. A proxy may have dropped them: nginx does that to names with dots or "
+        "underscores without `ignore_invalid_headers off`. WM-CONSUMER-ID and so on will do, too.",
     ),
     Kind(
         "signature-malformed",

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,12 @@ class Server:
 
 
 @contextmanager
-def serve(data: Path, public_pem: str, **options: str) -> Iterator[Server]:
+def serve(
+    data: Path, public_pem: str, *, program: Sequence[str] = (), **options: str
+) -> Iterator[Server]:
     (data / "public.pem").write_text(public_pem)
-    (data / "metrics").mkdir()
+    # It may have served before.
+    (data / "metrics").mkdir(exist_ok=True)
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")
     } | {
@@ -106,8 +109,9 @@ def serve(data: Path, public_pem: str, **options: str) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = (data / "gunicorn.log").open("w+")
+    shipped = ("gunicorn", "-c", "python:audit_publisher.gunicorn")
     process = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "-c", "python:audit_publisher.gunicorn"],
+        [sys.executable, "-m", *(part.format(port=port) for part in program or shipped)],
         cwd=ROOT,
         env=environ | {"GUNICORN_BIND": f"127.0.0.1:{port}"},
         stdout=log,
