@@ -150,6 +150,22 @@ class EventLogContract:
         (receipt,) = log.append(topic, [Record(b"x" * (largest - 100))])
         assert errors([receipt]) == []
 
+    def test_topics_are_described_without_being_made(self, log: EventLog, topic: str) -> None:
+        found = log.describe([topic, "no-such-topic"])
+        facts = found[topic]
+        assert facts is not None
+        assert facts.partitions == PARTITIONS
+        assert facts.largest_batch is not None
+        assert facts.largest_batch >= MAX_RECORD_BYTES
+        assert facts.retention is None or facts.retention > 0
+        assert found["no-such-topic"] is None
+        assert log.missing(["no-such-topic"]) == ["no-such-topic"]
+
+    def test_a_log_is_told_from_every_other_one(self, open_log: OpenLog, log: EventLog) -> None:
+        other = open_log()
+        assert log.identity() == other.identity() != ""
+        other.close()
+
     def test_what_has_a_receipt_is_there_after_reopening(
         self, open_log: OpenLog, topic: str
     ) -> None:
