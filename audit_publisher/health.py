@@ -11,7 +11,7 @@ from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from . import authentication, codec, eventlog, routing, topics
+from . import authentication, codec, control, eventlog, routing, topics
 from .bounded import Look
 from .conf import PublisherSettings, conf
 from .exceptions import EventLogError, RegistryError
@@ -166,7 +166,13 @@ def readiness() -> dict[str, Any]:
     _at("The spool's disk")
     spool_problem = publisher.spool.accepts()
     records, size = (0, 0) if spool_problem else publisher.spool.size()
-    answering = [each for each in regions.values() if each["up"]]
+    drained = control.wishes().drained
+    warnings += [
+        f"Region {region} is drained in the admin (Publisher, Regions): nothing is sent there."
+        for region in regions
+        if region in drained
+    ]
+    answering = [each for name, each in regions.items() if each["up"] and name not in drained]
     usable = any(conf.DEFAULT_TOPIC not in each["missing_topics"] for each in answering)
     if len(answering) == len(regions) and not usable:
         # Nobody is away, and it is nowhere: a name that is wrong, rather than an outage.

@@ -49,12 +49,12 @@ class SiteAdmin(admin.ModelAdmin):
     def bucket_in_use(self, site: Site) -> str:
         return site.bucket_url if site.code else "-"
 
-    @admin.action(description="Pause: read nothing until resumed")
+    @admin.action(description="Pause: read nothing until resumed", permissions=["change"])
     def pause(self, request: HttpRequest, queryset: QuerySet[Site]) -> None:
         count = queryset.update(paused=True)
         self.message_user(request, f"{count} paused. Their records wait in the event log.")
 
-    @admin.action(description="Resume, and try again at once what failed")
+    @admin.action(description="Resume, and try again at once what failed", permissions=["change"])
     def resume(self, request: HttpRequest, queryset: QuerySet[Site]) -> None:
         codes = list(queryset.values_list("code", flat=True))
         count = queryset.update(paused=False)

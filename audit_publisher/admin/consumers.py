@@ -41,7 +41,7 @@ class ConsumerAdmin(WatchedAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Consumer]:
         """One query for all keys of the list."""
-        return super().get_queryset(request).prefetch_related("keys")
+        return super().get_queryset(request).prefetch_related("keys", permissions=["change"])
 
     @admin.display(description="services")
     def allowed_services(self, consumer: Consumer) -> str:
@@ -51,7 +51,7 @@ class ConsumerAdmin(WatchedAdmin):
             return "every service"
         return ", ".join(sorted(names)) or "none: it cannot publish"
 
-    @admin.display(description="keys")
+    @admin.display(description="keys", permissions=["change"])
     def key_list(self, consumer: Consumer) -> str:
         """Versions of its keys, with what is wrong with them."""
         keys = [
@@ -94,7 +94,7 @@ class ConsumerKeyAdmin(WatchedAdmin):
         """The fingerprint, to compare with the consumer's."""
         return key.fingerprint if key.pk else "shown after saving"
 
-    @admin.action(description="Revoke the selected keys")
+    @admin.action(description="Revoke the selected keys", permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ConsumerKey]) -> None:
         """Refuse the selected keys from now on."""
         count = queryset.update(revoked=True)

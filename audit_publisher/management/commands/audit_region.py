@@ -74,7 +74,7 @@ class Command(BaseCommand):
             return
         for region in overview.regions:
             wanted = "drained" if region.drained else f"number {region.place} in the order"
-            if region.first:
+            if region.first and region.place:
                 wanted += " by wish"
             self.stdout.write(
                 f"{region.name:<12} {wanted}; takes records in {region.good} of {region.seen} "

@@ -15,8 +15,10 @@ from django.test import Client
 from audit_logging.background import Loop
 from audit_publisher import control
 from audit_publisher.control import Wishes
+from audit_publisher.health import readiness
 from audit_publisher.models import RegionWish, TrailLine
 from audit_publisher.overview import look
+from audit_publisher.publish import get_publisher
 from audit_publisher.region_actions import carry_out, plan
 from tests.unit.audit_publisher.operating import DOWN, REGIONS, heard, person, send
 
@@ -229,6 +231,21 @@ def test_in_active_active_mode_regions_are_drained_not_failed_over(
     assert "Fail back" in page
     send(operator, f"{REGIONS}fail-back/secondary/", _change_reason="x")
     assert not RegionWish.objects.filter(first=True).exists()
+
+
+def test_readiness_tells_what_is_drained(tmp_path: Path) -> None:
+    publisher = get_publisher()
+    publisher.probe()
+    assert readiness()["status"] == "ok"
+    carry_out("drain", "primary")
+    carry_out("drain", "secondary")
+    control.refresh()
+    answer = readiness()
+    assert answer["status"] == "degraded"
+    assert "Region primary is drained in the admin (Publisher, Regions)" in answer["problems"][0]
+    # With no region to use and no spool, there is no durable place.
+    publisher.spool.accepts = lambda: "the spool is full"  # type: ignore[method-assign]
+    assert readiness()["status"] == "failing"
 
 
 # -- by command ---------------------------------------------------------------------------

@@ -344,6 +344,19 @@ def test_every_path_of_the_admin(root: Client, consumer: Consumer, route: TopicR
     } == {"root"}  # fmt: skip
 
 
+def test_who_may_only_look_at_keys_cannot_revoke_them(consumer: Consumer) -> None:
+    key = consumer.keys.get()
+    reader = person("reader", "view_consumerkey")
+    url = f"{ADMIN}consumerkey/"
+    assert reader.get(url).status_code == 200
+    send(reader, url, action="revoke", _selected_action=[key.pk])
+    key.refresh_from_db()
+    assert key.state == "valid"
+    send(person("editor", "change_consumerkey"), url, action="revoke", _selected_action=[key.pk])
+    key.refresh_from_db()
+    assert key.state == "revoked"
+
+
 def test_flags_in_the_admin(root: Client) -> None:
     url = "/admin/audit_logging/captureflags/add/"
     assert 'name="_change_reason"' in root.get(url).content.decode()

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.urls import reverse
@@ -145,6 +146,23 @@ def lake(world: World) -> World:
 def test_admin_pages_open(lake: World, admin_client: Any, model: str) -> None:
     page = admin_client.get(reverse(f"admin:audit_sink_{model}_changelist"))
     assert page.status_code == 200
+
+
+def test_who_may_only_look_at_sites_cannot_pause_them(lake: World, client: Any) -> None:
+    user = User.objects.create_user("reader", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_site"))
+    client.force_login(user)
+    page = reverse("admin:audit_sink_site_changelist")
+    chosen = {
+        "action": "pause",
+        "_selected_action": list(Site.objects.values_list("pk", flat=True)),
+    }
+    assert client.get(page).status_code == 200
+    client.post(page, chosen)
+    assert not Site.objects.filter(paused=True).exists()
+    user.user_permissions.add(Permission.objects.get(codename="change_site"))
+    client.post(page, chosen)
+    assert not Site.objects.filter(paused=False).exists()
 
 
 def test_the_ledger_can_only_be_looked_at(lake: World, admin_client: Any) -> None:
