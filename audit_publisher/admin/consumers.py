@@ -51,7 +51,7 @@ class ConsumerAdmin(WatchedAdmin):
             return "every service"
         return ", ".join(sorted(names)) or "none: it cannot publish"
 
-    @admin.display(description="keys", permissions=["change"])
+    @admin.display(description="keys")
     def key_list(self, consumer: Consumer) -> str:
         """Versions of its keys, with what is wrong with them."""
         keys = [
