@@ -41,7 +41,7 @@ class ConsumerAdmin(WatchedAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Consumer]:
         """One query for all keys of the list."""
-        return super().get_queryset(request).prefetch_related("keys", permissions=["change"])
+        return super().get_queryset(request).prefetch_related("keys")
 
     @admin.display(description="services")
     def allowed_services(self, consumer: Consumer) -> str:
