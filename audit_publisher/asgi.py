@@ -185,6 +185,8 @@ class _Front:
                 intake = Intake(events, http, sender, now, batch=operation.many)
                 while intake.prepare(_TURN):
                     await asyncio.sleep(0)
+                # Records are made of them; until these are durable, nobody needs both.
+                del body, events
                 outcomes = await self._driver.publish(intake.items)
             return operation.answer(intake.results(outcomes))
 

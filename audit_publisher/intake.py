@@ -122,7 +122,11 @@ class Intake:
                 self._ready.append((index, request_id))
                 self.items.append(item)
         self._next = end
-        return end < len(self._events)
+        if end < len(self._events):
+            return True
+        # Records are made of them; until these are durable, nobody needs both.
+        self._events = ()
+        return False
 
     def _prepare(self, data: bytes | msgspec.Raw) -> tuple[str, tuple[str, Record]]:
         size = len(memoryview(data))

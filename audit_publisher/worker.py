@@ -24,10 +24,9 @@ from .problem_kinds import document, kind_of
 
 #: Bytes of a request's line and headers.
 MAX_HEAD_BYTES = 32 << 10
-#: Seconds and bytes for which a connection that is over is listened to, so that the client gets
-#: the answer: the kernel takes it back when something arrives that nobody reads.
+#: Seconds for which a connection that is over is listened to, so that the client gets the answer:
+#: the kernel takes it back when something arrives that nobody reads.
 _LINGER_SECONDS = 2.0
-_LINGER_BYTES = 1 << 20
 
 
 class _Transport:
@@ -57,9 +56,12 @@ class Protocol(HttpToolsProtocol):
     """One connection.
 
     :ivar reading: whether a request has begun to come in and is not whole.
+    :ivar most_late: bytes of a request that are read and thrown away after its answer: of a body
+        that may be sent, all of them.
     """
 
     reading = False
+    most_late = 1 << 20
 
     def connection_made(self, transport: Any) -> None:
         """Somebody connected, and has so long to send a request."""
@@ -77,7 +79,7 @@ class Protocol(HttpToolsProtocol):
         """Read on."""
         if self._lingers:
             self._late_bytes += len(data)
-            if self._late_bytes > _LINGER_BYTES:
+            if self._late_bytes > self.most_late:
                 self._raw.abort()
             return
         if self.since is None:
@@ -106,7 +108,7 @@ class Protocol(HttpToolsProtocol):
         """A piece of its body is there; it may be answered already."""
         if self.cycle is not None and self.cycle.response_complete:
             self._late_bytes += len(body)
-            if self._late_bytes > _LINGER_BYTES:
+            if self._late_bytes > self.most_late:
                 self._raw.abort()
             return
         super().on_body(body)
@@ -232,6 +234,9 @@ class Worker(UvicornWorker):
         self.config.timeout_graceful_shutdown = self.cfg.graceful_timeout or None
 
     async def _serve(self) -> None:
+        from .conf import conf
+
+        Protocol.most_late = conf.MAX_BATCH_BYTES + (1 << 20)
         self.config.app = self.wsgi
         server = _Server(config=self.config)
         self._install_sigquit_handler()

@@ -211,6 +211,12 @@ def test_a_length_over_the_limit_is_refused_before_the_body(
     assert server.raw("\r\n".join(lines).encode() + b"\r\n\r\n")[0] == 413
 
 
+def test_a_refusal_reaches_whoever_still_sends(server: Server) -> None:
+    # A whole batch, after an answer that came before it: a reset would take the answer back.
+    status, answer = server.post([], b"x" * 8_000_000, url=BATCH)
+    assert (status, answer["status"]) == (401, 401)
+
+
 def test_a_batch(server: Server, signed: dict[str, str]) -> None:
     status, answer = server.post([*signed.items()], b"[" + body() + b"," + body() + b"]", BATCH)
     assert (status, [item["status"] for item in answer["items"]]) == (200, ["published"] * 2)
@@ -261,3 +267,24 @@ def test_a_key_revoked_in_the_admin_is_refused_within_seconds(
     while {server.post([*signed.items()], body())[0] for _ in range(8)} != {200}:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_answer_before_the_bodys_end_arrives(server: Server) -> None:
+    """Refused at its head; the rest of a large body must not take the answer back."""
+    body = b"x" * 4_000_000
+    head = [f"POST {BATCH} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
+    head += [f"Content-Length: {len(body)}"]
+    for close in ([], ["Connection: close"]):
+        request = "\r\n".join([*head, *close]).encode() + b"\r\n\r\n"
+        with server.connect(request) as connection:
+            # It comes only after the answer was sent.
+            for n in range(0, len(body), 100_000):
+                connection.sendall(body[n : n + 100_000])
+            if not close:
+                connection.sendall(LIVE)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        assert answer.split()[1] == b"401"
+        # The connection goes on with the next request, if it was to.
+        assert answer.count(b"HTTP/1.1 ") == 2 - len(close)
