@@ -86,7 +86,7 @@ class Supervisor:
     """The demo's processes, as a context: leaving it, in whatever way, stops them all.
 
     :param logs: folder of the log files.
-    :param on_change: gets all process groups and their names whenever one is added.
+    :param on_change: gets all process groups and their names whenever one is added, or done.
     """
 
     def __init__(
@@ -156,8 +156,11 @@ class Supervisor:
             child = Child(program, process, log)
             self.children.append(child)
             self._tell(f"+{child.group}")
-            self._on_change({child.group: child.program.name for child in self.children})
+            self._changed()
         return child
+
+    def _changed(self) -> None:
+        self._on_change({child.group: child.program.name for child in self.children})
 
     def start_task(self, program: Program) -> Child:
         """Start `program`, which is to end by itself; :meth:`finish_task` waits for it."""
@@ -175,6 +178,8 @@ class Supervisor:
         self.until(lambda: child.process.poll() is not None, timeout, f"{name} to finish")
         self.children.remove(child)
         self._tell(f"-{child.group}")
+        # Its number may be somebody else's from now on.
+        self._changed()
         if child.process.returncode:
             raise DemoError(f"{name} failed:\n{last_lines(child.log)}")
         return child.log.read_text(errors="replace")

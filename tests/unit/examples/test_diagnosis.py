@@ -38,6 +38,14 @@ def test_nothing_is_wrong(tmp_path: Path) -> None:
     assert said == "everything is configured right: 2 examinations (topics, keys)"
 
 
+def test_a_doctor_that_is_done_is_forgotten(tmp_path: Path) -> None:
+    """Its process group's number may be given to somebody else, whom nobody may stop."""
+    told: list[dict[int, str]] = []
+    with Supervisor(tmp_path, on_change=told.append) as supervisor:
+        diagnosis(supervisor, [doctor("one", 0, finding("ok"))], 60)
+        assert [list(groups.values()) for groups in told] == [["one"], []]
+
+
 def test_what_is_wrong_is_told_with_its_cure_from_every_doctor(tmp_path: Path) -> None:
     with pytest.raises(DemoError) as error:
         ask(
