@@ -40,6 +40,17 @@ class Place:
 
         :raises Problem: 429, when there are not as many.
         """
+        self.look(count)
+        admission = self._admission
+        admission.bytes += count
+        self._taken += count
+        metrics.IN_FLIGHT_BYTES.set(admission.bytes)
+
+    def look(self, count: int) -> None:
+        """See whether there are `count` bytes more.
+
+        :raises Problem: 429, when there are not.
+        """
         admission = self._admission
         # One is let in whatever its size: limits of bodies are other limits.
         if admission.bytes > self._taken and admission.bytes + count > conf.MAX_IN_FLIGHT_BYTES:
@@ -50,9 +61,6 @@ class Place:
                 retry_after=_RETRY_AFTER,
                 reason="in_flight",
             )
-        admission.bytes += count
-        self._taken += count
-        metrics.IN_FLIGHT_BYTES.set(admission.bytes)
 
     def __enter__(self) -> Place:
         return self

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -25,6 +25,7 @@ from audit_logging import tracing
 from . import authentication, metrics, operations
 from .admission import Admission, Place
 from .body import BodyReader
+from .conf import conf
 from .intake import Intake
 from .names import OUR_HEADERS, header_key
 from .operations import Operation
@@ -36,6 +37,7 @@ from .senders import Sender
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -151,7 +153,7 @@ class _Front:
             headers["Content-Type"] = CONTENT_TYPE
         finally:
             if sender is not None:
-                sender.answered(status)
+                await _apart(sender.answered, status)
         metrics.request_seconds(operation.name).observe(time.perf_counter() - began)
         metrics.requests(operation.name, status).inc()
         if status != 204:
@@ -204,6 +206,14 @@ def _fault(operation: Operation, error: Exception) -> Problem:
     return Problem(500, "The publisher failed. Its log says why.", retry_after=30)
 
 
+async def _apart(look: Callable[[T], None], what: T) -> None:
+    """Do what may have to ask a store of replays: on another thread if it is across a network."""
+    if conf.REPLAY_CACHE:
+        await asyncio.to_thread(look, what)
+    else:
+        look(what)
+
+
 class _Gone(Exception):
     """The client hung up."""
 
@@ -211,20 +221,20 @@ class _Gone(Exception):
 async def _read(reader: BodyReader, place: Place, sender: Sender, receive: Receive) -> bytes:
     """Read a body within its bound; what it takes of memory is taken from `place`."""
     if reader.declared:
-        place.take(reader.declared)
+        place.look(reader.declared)
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _Gone
         part = message.get("body", b"")
         if part:
-            if not reader.declared:
-                place.take(len(part))
+            # What is announced takes no room of others: it may come slowly, or never.
+            place.take(len(part))
             reader.feed(part)
         if not message.get("more_body", False):
             break
     raw = reader.raw()
-    sender.check_body(raw)
+    await _apart(sender.check_body, raw)
     if reader.compressed and len(raw) > _TURN_BYTES:
         body = await asyncio.to_thread(reader.plain, raw)
     else:
