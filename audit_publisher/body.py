@@ -12,6 +12,8 @@ from django.http.request import UnreadablePostError
 from .problems import Problem
 
 _CHUNK = 64 << 10
+#: Gzip members that a body may be made of: as many as events in a large batch.
+_MEMBERS = 1000
 
 
 class BodyReader:
@@ -120,20 +122,31 @@ def _read(request: HttpRequest, reader: BodyReader) -> bytes:
 
 def _gunzip(data: bytes, limit: int) -> bytes:
     parts = []
-    size = 0
-    while data:
-        member = zlib.decompressobj(wbits=31)
+    size = members = at = 0
+    member: Any = None
+    while at < len(data):
+        if member is None:
+            members += 1
+            if members > _MEMBERS:
+                raise Problem(
+                    400, f"The body has more than {_MEMBERS:,} gzip members.", code="not-gzip"
+                )
+            member = zlib.decompressobj(wbits=31)
+        # A piece at a time: what follows the end of a member is copied.
+        piece = data[at : at + _CHUNK]
         try:
-            part = member.decompress(data, limit + 1 - size)
+            part = member.decompress(piece, limit + 1 - size)
         except zlib.error as error:
             raise Problem(400, "The body is not gzip.", code="not-gzip") from error
+        at += len(piece) - len(member.unconsumed_tail) - len(member.unused_data)
         size += len(part)
         if size > limit:
             raise _too_large(limit)
-        if not member.eof:
-            raise Problem(400, "The gzip body is cut short.", code="not-gzip")
         parts.append(part)
-        data = member.unused_data
+        if member.eof:
+            member = None
+    if member is not None:
+        raise Problem(400, "The gzip body is cut short.", code="not-gzip")
     return b"".join(parts)
 
 

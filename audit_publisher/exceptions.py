@@ -14,6 +14,7 @@ PublisherError
 │   └── UnknownSchema        no such schema id: a record that names it is poison
 ├── CodecError               the bytes are not a framed record: poison
 ├── InvalidEvent             refuse the event for good, naming the field (422)
+├── TooManyItems             refuse the batch (413)
 ├── AmbiguousHeader          refuse the request, naming the header (400)
 ├── InvalidHeader            refuse the request, naming the header (422)
 └── StorageExhausted         no durable place takes the event: 503
@@ -94,6 +95,13 @@ class InvalidEvent(PublisherError):
         super().__init__(f"{field}: {reason}" if field else reason)
         self.field = field
         self.reason = reason
+
+
+class TooManyItems(PublisherError):
+    """A batch has more items than are taken at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"It has more than {limit:,} events, which are allowed in one batch.")
 
 
 class AmbiguousHeader(PublisherError):

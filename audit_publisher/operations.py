@@ -11,11 +11,11 @@ import msgspec
 from audit_logging.fitting import LIMIT_HEADER
 
 from .conf import conf
-from .exceptions import AmbiguousHeader, InvalidHeader
+from .exceptions import AmbiguousHeader, InvalidHeader, TooManyItems
 from .intake import Result, error_of, problem_of
 from .problems import Problem
 from .routing import TRACE, http_headers
-from .serializers import split_array
+from .serializers import split_array, split_lines
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -73,22 +73,14 @@ class Operation:
         """
         if not self.many:
             return [body]
-        events: Events
-        if form == JSON:
-            try:
-                events = split_array(body)
-            except ValueError as error:
-                raise Problem(400, str(error), code="not-json", field="") from error
-        else:
-            events = [line for line in body.split(b"\n") if line.strip()]
-        if len(events) > conf.MAX_BATCH_EVENTS:
-            raise Problem(
-                413,
-                f"{len(events):,} events; {conf.MAX_BATCH_EVENTS:,} are allowed in one batch.",
-                code="too-many-events",
-                field="",
-            )
-        return events
+        try:
+            if form == JSON:
+                return split_array(body, conf.MAX_BATCH_EVENTS)
+            return split_lines(body, conf.MAX_BATCH_EVENTS)
+        except TooManyItems as error:
+            raise Problem(413, str(error), code="too-many-events", field="") from error
+        except ValueError as error:
+            raise Problem(400, str(error), code="not-json", field="") from error
 
     def forwarded(self, meta: Mapping[str, Any], consumer_id: str) -> dict[str, str]:
         """What of the request's headers is forwarded with its events.
