@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Literal
 
 INPUT = "Signature-Input"
@@ -27,6 +28,7 @@ def content_digest(body: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
+@lru_cache(maxsize=1024)
 def quoted(text: str) -> str:
     """`text` as a string of structured fields (RFC 8941).
 

@@ -72,6 +72,7 @@ class Asked:
         meta: dict[str, Any] = {
             "REQUEST_METHOD": self.method,
             "PATH_INFO": scope["path"],
+            "RAW_URI": scope.get("raw_path", b"").decode("latin-1"),
             "SCRIPT_NAME": "",
             "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
             "REMOTE_ADDR": client[0] if client else "",

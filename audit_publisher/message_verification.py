@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -11,6 +12,7 @@ from audit_logging import signing
 
 from .consumers import KnownConsumer
 from .keys import verifies
+from .names import OUR_HEADERS, header_key
 from .signatures import (
     DIGESTS,
     Proof,
@@ -177,8 +179,11 @@ def _digests(meta: Mapping[str, Any]) -> Mapping[str, bytes]:
     return known
 
 
+@lru_cache(maxsize=256)
 def _meta_name(field: str) -> str:
-    name = field.upper().replace("-", "_")
+    # Where the request was looked at first, ours have one spelling, whatever they came in.
+    name = OUR_HEADERS.get(header_key(field), field)
+    name = name.upper().replace("-", "_")
     return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
 
 

@@ -7,12 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from django.core.cache.backends.locmem import LocMemCache
 from django.test import Client
 from prometheus_client import REGISTRY
 
 from audit_logging.signing import Scheme, Signer
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import CONSUMER, URL
+
+
+class SharedCache(LocMemCache):
+    """Stands for one that hosts share."""
+
 
 PSS: Scheme = "rsa-pss-sha512"
 V15: Scheme = "rsa-v1_5-sha256"

@@ -148,11 +148,13 @@ def test_a_consumer_switched_off_is_refused_whatever_the_rule(
 ) -> None:
     Consumer.objects.update(active=False, enforcement="off")
     configure(SIGNATURE="report")
+    authentication.refresh()
     refused(api, signer.headers(now_ms()), "inactive")
 
 
 def test_report_takes_it_and_counts(api: Client, consumer: Consumer, configure: Configure) -> None:
     configure(SIGNATURE="report")
+    authentication.refresh()
     before = counted("missing")
     assert send(api, {}).status_code == 200
     assert counted("missing") == before + 1
@@ -173,6 +175,7 @@ def test_a_consumer_s_own_rule(
 ) -> None:
     Consumer.objects.update(enforcement=own)
     configure(SIGNATURE=general)
+    authentication.refresh()
     assert send(api, {"WM-CONSUMER.ID": CONSUMER}).status_code == status
 
 
@@ -222,7 +225,9 @@ def test_a_database_that_was_never_read_is_no_reason_to_refuse_for_good(
 def test_the_record_names_who_signed(api: Client, consumer: Consumer, signer: Signer) -> None:
     headers = signer.headers(now_ms())
     other = send(api, headers | {"WM-CONSUMER-ID": "victim"}, consumer_id=None, headers=None)
-    assert "wm_consumer.id" in problem(other, 400)["detail"]
+    # Django's views see two names that mean one; in front of Django they are one that came twice.
+    assert other.status_code in (400, 401)
+    assert "was sent more than once" in other.json()["detail"]
     assert stored() == []
     assert send(api, headers, consumer_id=None, headers=None).status_code == 200
     (record,) = stored()

@@ -170,6 +170,7 @@ def test_what_must_be_covered(
         [("@path", URL), ("@authority", "testserver"), ("@scheme", "http"), ("@query", "?")],
         [("@path", URL), ("content-type", "application/json")],
         [("@path", URL), ("wm_consumer.id", CONSUMER)],
+        [("@path", URL), ("wm-consumer-id", CONSUMER)],
     ],
 )
 def test_other_ways_to_cover_it(
@@ -352,6 +353,7 @@ def test_both_kinds_at_once_are_judged_by_the_better(
 
 def test_report_takes_what_is_wrong_and_says_so(sending: Sending, configure: Configure) -> None:
     configure(SIGNATURE="report")
+    authentication.refresh()
     before = counted("bad_digest"), counted("uncovered")
     headers = sending.headers(event_body())
     assert sending.post(event_body(), headers).status_code == 200
@@ -393,5 +395,6 @@ def test_a_consumer_id_with_odd_characters(
 
 def test_a_body_that_is_too_large_is_not_digested(sending: Sending, configure: Configure) -> None:
     configure(SIGNATURE="enforce", MAX_EVENT_BYTES=1000)
+    authentication.refresh()
     body = json.dumps({"x": "y" * 2000}).encode()
     problem(sending.post(body), 413)

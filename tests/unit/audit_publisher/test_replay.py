@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from audit_publisher.models import Consumer
 from audit_publisher.publish import Outcome
 from audit_publisher.replay import BUSY, LEASE, TAKEN, CacheClaims, Claim, Claims, Memory
 from audit_publisher.replay_file import FileClaims
-from tests.unit.audit_publisher.conftest import URL, Configure, stored
+from tests.unit.audit_publisher.conftest import Configure, stored
 from tests.unit.audit_publisher.signed import LEGACY, PSS, Sending, counted, event_body, refusal
 
 
@@ -80,11 +81,11 @@ def test_what_was_not_taken_may_come_again_as_it_is(
     publisher = type(publish.get_publisher())
     with monkeypatch.context() as away:
         full = Outcome("rejected", retryable=True, error=StorageExhausted("full"))
-        away.setattr(publisher, "publish", lambda self, items: [full for _ in items])
+        away.setattr(publisher, "submit", lambda self, items, tell: tell([full for _ in items]))
         for _ in range(2):
             assert refusal(sending.post(body, headers), 503)["retryable"]
     with monkeypatch.context() as broken:
-        broken.setattr(publisher, "publish", lambda self, items: 1 / 0)
+        broken.setattr(publisher, "submit", lambda self, items, tell: 1 / 0)
         refusal(sending.post(body, headers), 500)
     assert sending.post(body, headers).status_code == 200
     assert refusal(sending.post(body, headers))["code"] == "signature-replayed"
@@ -112,14 +113,16 @@ def test_while_it_is_being_taken(sending: Sending, monkeypatch: pytest.MonkeyPat
     body = event_body()
     headers = sending.headers(body)
     publisher = type(publish.get_publisher())
-    publish_now = publisher.publish
+    submit = publisher.submit
     answers: list[Any] = []
 
-    def while_it_waits(self: Any, items: Any) -> Any:
-        answers.append(sending.api.post(URL, body, "application/json", headers=headers))
-        return publish_now(self, items)
+    def while_it_waits(self: Any, items: Any, tell: Any) -> None:
+        # On a thread of its own, as another worker's.
+        with ThreadPoolExecutor(1) as other:
+            answers.append(other.submit(sending.post, body, headers).result())
+        submit(self, items, tell)
 
-    monkeypatch.setattr(publisher, "publish", while_it_waits)
+    monkeypatch.setattr(publisher, "submit", while_it_waits)
     assert sending.post(body, headers).status_code == 200
     said = refusal(answers[0], 409)
     assert (said["code"], said["retryable"]) == ("in-progress", True)
@@ -155,6 +158,7 @@ def test_where_signatures_are_only_reported_so_are_replays(
     sending: Sending, configure: Configure
 ) -> None:
     configure(SIGNATURE="report")
+    authentication.refresh()
     body = event_body()
     headers = sending.headers(body)
     before = counted("replayed")
@@ -171,12 +175,9 @@ def test_legacy_polls_of_one_millisecond(
     assert {api.get(path, headers=headers).status_code for _ in range(2)} == {200}
 
 
-def test_a_store_that_fails_loses_nothing(
-    sending: Sending, configure: Configure, tmp_path: Path
-) -> None:
+def test_a_store_that_fails_loses_nothing(sending: Sending, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     before = unseen("store")
-    configure(SIGNATURE="enforce")
     replay.get_memory()._claims = FileClaims(tmp_path / "file" / "is-no-folder")
     body = event_body()
     headers = sending.headers(body)
@@ -189,17 +190,17 @@ def test_a_cache_that_hosts_share(
 ) -> None:
     settings.CACHES = {
         "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-        "shared": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "seen"},
+        "shared": {"BACKEND": "tests.unit.audit_publisher.signed.SharedCache"},
     }
-    from django.core.management import call_command
-
-    call_command("createcachetable", verbosity=0)
+    caches["shared"].clear()
     configure(SIGNATURE="enforce", REPLAY_CACHE="shared")
+    authentication.refresh()
     body = event_body()
     headers = sending.headers(body)
     assert sending.post(body, headers).status_code == 200
     # Another host's process.
     configure(SIGNATURE="enforce", REPLAY_CACHE="shared", DATA_DIR=tmp_path / "other")
+    authentication.refresh()
     assert refusal(sending.post(body, headers))["code"] == "signature-replayed"
 
 
