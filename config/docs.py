@@ -1,7 +1,7 @@
 """`python -m config.docs`: write the pages that are made of declarations.
 
 docs/configuration.md of the options, docs/checks.md of the checks' table, docs/metrics.md of the
-closed lists of metrics.
+closed lists of metrics, docs/api.md of the publisher's problems.
 """
 
 from __future__ import annotations
@@ -197,8 +197,11 @@ def render_metrics() -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated page by its file."""
+    from audit_publisher import api_page
+
     return {
         PAGE: render(),
+        DOCS / "api.md": api_page.render(),
         DOCS / "checks.md": render_checks(),
         DOCS / "metrics.md": render_metrics(),
     }
