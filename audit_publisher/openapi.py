@@ -138,14 +138,34 @@ def serve(request: HttpRequest) -> HttpResponse:
     return HttpResponse(text(), content_type="application/json")
 
 
+#: The page's, by what is looked for most.
+_ORDER = ["publishEvent", "publishBatch", "logRequest", "captureConfig"]
+
+
 def page(request: HttpRequest) -> HttpResponse:
     """GET /v1/docs: the same for people, without scripts or anything from another host."""
     made = document()
     operations = [
-        {"method": method.upper(), "path": path, **operation}
+        {
+            **operation,
+            "method": method.upper(),
+            "path": path,
+            "description": operation["description"].replace("`", ""),
+            "good": [
+                (status, response["description"])
+                for status, response in operation["responses"].items()
+                if int(status) < 400
+            ],
+            "refusals": [
+                (status, [kind.code for kind in KINDS.values() if kind.status == int(status)])
+                for status in operation["responses"]
+                if int(status) >= 400
+            ],
+        }
         for path, methods in made["paths"].items()
         for method, operation in methods.items()
     ]
+    operations.sort(key=lambda each: _ORDER.index(each["operationId"]))
     event = made["components"]["schemas"]["LogEvent"]
     fields = [
         {
@@ -157,6 +177,7 @@ def page(request: HttpRequest) -> HttpResponse:
         for name, declared in event["properties"].items()
     ]
     context = {
+        "about": made["info"]["description"].replace("`", ""),
         "document": made,
         "operations": operations,
         "signature": SIGNATURE_HEADERS,
