@@ -75,7 +75,7 @@ def test_killed_while_it_spools_and_while_it_drains(
     check(clients.account, reader.read(), publisher)
 
 
-@pytest.mark.xfail(reason="live events overtake those that are drained", strict=False)
+@pytest.mark.xfail(reason="live events overtake those that are drained", strict=True)
 def test_a_keys_order_outlives_the_spool(
     regions: Regions, publisher: Publisher, reader: Reader
 ) -> None:
