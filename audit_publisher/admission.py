@@ -20,6 +20,13 @@ class Admission:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self._shown = 0
+
+    def show(self) -> None:
+        """Set the gauge; called now and then, for it costs more than the counting."""
+        if self.bytes != self._shown:
+            self._shown = self.bytes
+            metrics.IN_FLIGHT_BYTES.set(self.bytes)
 
     def place(self) -> Place:
         """A request's share; it is given back when the request has ended."""
@@ -44,7 +51,6 @@ class Place:
         admission = self._admission
         admission.bytes += count
         self._taken += count
-        metrics.IN_FLIGHT_BYTES.set(admission.bytes)
 
     def look(self, count: int) -> None:
         """See whether there are `count` bytes more.
@@ -72,4 +78,3 @@ class Place:
         traceback: TracebackType | None,
     ) -> None:
         self._admission.bytes -= self._taken
-        metrics.IN_FLIGHT_BYTES.set(self._admission.bytes)

@@ -53,6 +53,8 @@ _TURN_BYTES = 64 << 10
 _TRACE = ("traceparent", "tracestate")
 #: Seconds between looks for delivery reports, with some awaited and without.
 _BUSY, _IDLE = 0.002, 0.02
+#: Of so many of these looks one shows what is under way.
+_BESIDE = 50
 
 
 def front(application: Application) -> Application:
@@ -112,8 +114,8 @@ def _is_ours(host: str) -> bool:
 class _Front:
     def __init__(self, application: Application) -> None:
         self._application = application
-        self._driver = Driver()
         self._admission = Admission()
+        self._driver = Driver(self._admission.show)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -249,13 +251,17 @@ class Driver:
     """Publishes from an event loop, which serves delivery reports between requests.
 
     A thread that waits for them would take the interpreter from the loop once for each record.
+
+    :param beside: called now and then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Callable[[], None]) -> None:
+        self._beside = beside
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
+        self._ticks = 0
 
     def publish(self, items: Any) -> asyncio.Future[list[Outcome]]:
         """The outcomes of `items`, in order, when every fate is known."""
@@ -288,6 +294,9 @@ class Driver:
         except Exception:
             logger.exception("Delivery reports could not be served.")
             still_open = 0
+        self._ticks += 1
+        if not still_open or not self._ticks % _BESIDE:
+            self._beside()
         self._again(bool(still_open))
 
     def _again(self, busy: bool) -> None:

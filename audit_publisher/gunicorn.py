@@ -6,6 +6,7 @@ Its workers are event loops (see :mod:`.worker`): a slow client costs a socket, 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -100,6 +101,11 @@ def post_worker_init(worker: Any) -> None:
     from audit_publisher.warm import warm_up
 
     warm_up()
+    # What is there now stays. To go through all of it again and again, looking for garbage, would
+    # take a fifth of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -35,17 +35,26 @@ class _Transport:
     def __init__(self, transport: Any, protocol: Protocol) -> None:
         self._transport = transport
         self._protocol = protocol
+        self._held: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """Write, unless that is over: of several requests in one piece only the last is told."""
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        """Write, when all that the loop has to say at the moment is said: head and body at once."""
+        if not self._held:
+            self._protocol.loop.call_soon(self.flush)
+        self._held.append(data)
+
+    def flush(self) -> None:
+        """Write what is held; unless that is over, and nobody told the application."""
+        held, self._held = self._held, []
+        if held and not self._transport.is_closing():
+            self._transport.write(b"".join(held))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def close(self) -> None:
         """Close it at once if the request is whole, else when its sender had time to listen."""
+        self.flush()
         if self._protocol.reading and not self._transport.is_closing():
             self._protocol.linger()
         else:
@@ -157,6 +166,7 @@ class Protocol(HttpToolsProtocol):
     def linger(self) -> None:
         """Send nothing more, and listen a little, so that the client gets what was sent."""
         self._lingers = True
+        self.transport.flush()  # type: ignore[attr-defined]
         self.flow.resume_reading()
         if self._raw.can_write_eof():
             self._raw.write_eof()
