@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +42,11 @@ class Reader:
         self._consumers: dict[str, Any] = {}
         self._next: dict[tuple[str, int], int] = {}
 
-    def read(self) -> Found:
-        """Read to the end as it is now."""
+    def read(self, among: Container[str] | None = None) -> Found:
+        """Read to the end as it is now.
+
+        :param among: the events whose order counts; None: all.
+        """
         found = Found()
         for region in self._regions:
             furthest: dict[int, int] = {}
@@ -54,6 +57,8 @@ class Reader:
                 if request_id in seen:
                     continue
                 seen.add(request_id)
+                if among is not None and request_id not in among:
+                    continue
                 whole = uuid.UUID(request_id).int
                 key, number = whole >> 64, whole & (1 << 64) - 1
                 if number < furthest.get(key, -1):
