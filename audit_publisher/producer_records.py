@@ -7,7 +7,7 @@ them out of the lake: what is in there stays one row a request.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
@@ -18,7 +18,7 @@ from audit_logging.spool import Record
 from . import routing
 from .exceptions import InvalidEvent
 from .names import CONTROL
-from .serializers import check_service_name, decode_with, is_epoch_seconds
+from .serializers import check_service_name, decode_with, is_epoch_seconds, short_text
 
 #: The header that tells such a record from an event, always the first one; its value names the
 #: kind. Events never carry it: what is forwarded with them is a closed list.
@@ -77,7 +77,7 @@ class ProducerRecord(msgspec.Struct, tag_field="record", tag="producer", omit_de
 
 
 class _Kind(msgspec.Struct):
-    record: Any = None
+    record: msgspec.Raw = msgspec.Raw()
 
 
 _decoder = msgspec.json.Decoder(ProducerRecord)
@@ -87,7 +87,7 @@ _kind = msgspec.json.Decoder(_Kind)
 def is_producer_record(data: bytes) -> bool:
     """Whether JSON that is no event is a producer record."""
     try:
-        return _kind.decode(data).record == KIND.decode()
+        return short_text(_kind.decode(data).record) == KIND.decode()
     except (ValueError, RecursionError):
         return False
 

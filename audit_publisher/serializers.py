@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from .conf import conf
 from .exceptions import InvalidEvent, TooManyItems
 from .names import has_control, header_key
 
@@ -122,7 +123,7 @@ def split_array(data: bytes, limit: int) -> list[msgspec.Raw]:
     :raises ValueError: it is not a JSON array.
     """
     # An item in memory takes forty times what "0," takes on the wire.
-    if len(data) > 2 * _ITEMS_AT_ONCE and data.count(b",") > _ITEMS_AT_ONCE:
+    if len(data) > 2 * _ITEMS_AT_ONCE and data.count(b",") >= max(limit, _ITEMS_AT_ONCE):
         _look_at_first(data, limit)
     try:
         items = msgspec.json.decode(data, type=list[msgspec.Raw])
@@ -139,32 +140,27 @@ def split_array(data: bytes, limit: int) -> list[msgspec.Raw]:
 
 #: Items that may be made before they are counted.
 _ITEMS_AT_ONCE = 250_000
-_BLANKS = " \t\r\n"
-_ONE = json.JSONDecoder()
+
+
+@lru_cache(maxsize=2)
+def _first(limit: int) -> msgspec.json.Decoder[Any]:
+    """Takes the first items of an array, one more than `limit`, and passes over the others without
+    making anything of them."""
+    fields = [(f"item{index}", msgspec.Raw, msgspec.Raw()) for index in range(limit + 1)]
+    return msgspec.json.Decoder(msgspec.defstruct("First", fields, array_like=True, gc=False))
 
 
 def _look_at_first(data: bytes, limit: int) -> None:
-    """Raise TooManyItems if a JSON array has more than `limit` items, looking no further.
+    """Raise TooManyItems if a JSON array has more than `limit` items.
 
-    :raises ValueError: what was looked at is not JSON.
+    No values are made: one item may be millions of lists. What is no array is left to others.
     """
-    text = data.decode().lstrip(_BLANKS)
-    if text[:1] != "[":
-        return
-    at = 1
     try:
-        for _ in range(limit):
-            while text[at : at + 1] in _BLANKS and at < len(text):
-                at += 1
-            _, at = _ONE.raw_decode(text, at)
-            while text[at : at + 1] in _BLANKS and at < len(text):
-                at += 1
-            if text[at : at + 1] != ",":
-                return
-            at += 1
-    except RecursionError as error:
-        raise ValueError("The batch is nested too deeply.") from error
-    raise TooManyItems(limit)
+        found = _first(limit).decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return
+    if len(getattr(found, f"item{limit}")):
+        raise TooManyItems(limit)
 
 
 #: A line from its first visible character on; blank ones are passed over.
@@ -184,16 +180,33 @@ def split_lines(data: bytes, limit: int) -> list[bytes]:
 
 
 def request_id_of(data: bytes | msgspec.Raw) -> str | None:
-    """The request_id in something that may not be an event, or None."""
+    """The request_id in something that may not be an event, or None; also of what is longer than
+    an event may be, which is not looked at again."""
+    if len(data) > conf.MAX_EVENT_BYTES:
+        return None
     try:
-        found = msgspec.json.decode(data, type=_OnlyId).request_id
+        found = short_text(_only_id.decode(data).request_id)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, str) and len(found) <= 64 else None
+    return found if found is not None and len(found) <= 64 else None
+
+
+def short_text(data: msgspec.Raw) -> str | None:
+    """A JSON string of some ten characters, or None for anything else, of which nothing is made.
+
+    :raises ValueError: it is a string that is malformed.
+    """
+    # Each character may be escaped, by six.
+    if len(data) > 6 * 64 + 2 or bytes(data)[:1] != b'"':
+        return None
+    return msgspec.json.decode(data, type=str)
 
 
 class _OnlyId(msgspec.Struct):
-    request_id: Any = None
+    request_id: msgspec.Raw = msgspec.Raw()
+
+
+_only_id = msgspec.json.Decoder(_OnlyId)
 
 
 def _explain(message: str) -> InvalidEvent:

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from audit_publisher.allowed import Allowed
 from audit_publisher.body import BodyReader
+from audit_publisher.conf import conf
 from audit_publisher.exceptions import InvalidEvent, TooManyItems
 from audit_publisher.intake import take
 from audit_publisher.operations import BATCH, EVENT, JSON, NDJSON
 from audit_publisher.problems import Problem
+from audit_publisher.producer_records import is_producer_record
 from audit_publisher.senders import Sender
 from audit_publisher.serializers import parse_event, request_id_of, split_array, split_lines
 from audit_publisher.testing import make_event
@@ -212,6 +214,30 @@ def test_many_small_items_take_no_memory(item: bytes) -> None:
     """A few kilobytes, compressed; eight million objects if each were made one."""
     body = b"[" + item * (16_000_000 // len(item)) + b"0]"
     assert peak_of(lambda: split_array(body, 1000), TooManyItems) < 3 * len(body)
+
+
+@pytest.mark.parametrize("name", [b"request_id", b"record", b"other"])
+@pytest.mark.parametrize("small", [b"{},", b'"",', b"0,"])
+def test_one_item_of_many_values_takes_no_memory(name: bytes, small: bytes) -> None:
+    """What is not used is not made: fifteen kilobytes, compressed, would be 400 MB of values."""
+    item = b'{"' + name + b'":[' + small * 400_000 + b"0]}"
+
+    def work() -> None:
+        (found,) = split_array(b"[" + item + b"]", 1000)
+        assert request_id_of(found) is None
+        assert request_id_of(b'{"' + name + b'":[' + small * 200_000 + b"0]}") is None
+        assert not is_producer_record(bytes(found))
+        raise TooManyItems(0)
+
+    assert peak_of(work, TooManyItems) < 5 * len(item)
+
+
+def test_the_id_of_what_is_no_event() -> None:
+    assert request_id_of(b'{"request_id": "abc"}') == "abc"
+    assert request_id_of(b'{"request_id": "\\u0061' + b"b" * 63 + b'"}') == "a" + "b" * 63
+    assert request_id_of(b'{"request_id": "' + b"b" * 65 + b'"}') is None
+    # It was not read because it is too long: nor is it read for its id.
+    assert request_id_of(b'{"request_id": "abc"}' + b" " * conf.MAX_EVENT_BYTES) is None
 
 
 @pytest.mark.parametrize("line", [b"x\n", b"{}\r\n"])
