@@ -156,18 +156,20 @@ class Snapshot(Generic[T]):
 
     def refresh(self) -> bool:
         """Load now, in this thread; return whether it worked."""
-        self._tried = True
         try:
             self._value = self._load()
         except Exception as error:
             if not self._failing:
                 logger.warning("%s: kept the last known value: %s", self._name, error)
             self._failing = True
+            self._tried = True
             return False
         if self._failing:
             logger.info("%s: the source answers again", self._name)
         self._failing = False
         self.loaded_at = time.monotonic()
+        # Now, not before: until then every reader would have the initial value for the first.
+        self._tried = True
         return True
 
     def stop(self, timeout: float = 1.0) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from . import authentication, metrics, operations
 from .admission import Admission, Place
 from .body import BodyReader
 from .conf import conf
+from .exceptions import without_frames
 from .intake import Intake
 from .names import OUR_HEADERS, header_key
 from .operations import Operation
@@ -34,6 +36,8 @@ from .problems import CONTENT_TYPE, Problem, not_allowed
 from .publish import get_publisher
 from .refusals import unknown_host
 from .senders import Sender
+from .warm import warm_up
+from .ways import no_news
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +50,8 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 _OPERATIONS = {
     f"/{each.path}": each for each in (operations.EVENT, operations.BATCH, operations.LEGACY)
 }
-#: Events that are prepared before others get their turn.
-_TURN = 100
+#: Seconds for which events are prepared before others get their turn.
+_TURN = 0.005
 #: Compressed bytes above which others are not made to wait for the decompression.
 _TURN_BYTES = 64 << 10
 _TRACE = ("traceparent", "tracestate")
@@ -115,6 +119,7 @@ class _Front:
     def __init__(self, application: Application) -> None:
         self._application = application
         self._admission = Admission()
+        self._unpacking = asyncio.Semaphore(2)
         self._driver = Driver(self._admission.show)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -151,6 +156,7 @@ class _Front:
             return
         except Exception as error:  # noqa: BLE001  (a problem, or logged as a fault)
             problem = error if isinstance(error, Problem) else _fault(operation, error)
+            without_frames(error)
             status, content = problem.status, problem.content()
             headers |= problem.all_headers()
             headers["Content-Type"] = CONTENT_TYPE
@@ -181,14 +187,15 @@ class _Front:
         meta = request.META
         form = operation.form_of(meta.get("CONTENT_TYPE", ""))
         with self._admission.place() as place:
-            body = await _read(BodyReader(meta, operation.limit), place, sender, receive)
+            reader = BodyReader(meta, operation.limit)
+            body = await _read(reader, place, sender, receive, self._unpacking)
             events = operation.events_in(body, form)
             http = operation.forwarded(meta, sender.consumer_id)
             parent = {name: meta.get(f"HTTP_{name.upper()}") for name in _TRACE}
             with tracing.span("publish", kind="server", parent=parent, events=len(events)):
                 now = time.time_ns() // 1000
                 intake = Intake(events, http, sender, now, batch=operation.many)
-                while intake.prepare(_TURN):
+                while intake.prepare(time.perf_counter() + _TURN):
                     await asyncio.sleep(0)
                 # Records are made of them; until these are durable, nobody needs both.
                 del body, events
@@ -221,7 +228,13 @@ class _Gone(Exception):
     """The client hung up."""
 
 
-async def _read(reader: BodyReader, place: Place, sender: Sender, receive: Receive) -> bytes:
+async def _read(
+    reader: BodyReader,
+    place: Place,
+    sender: Sender,
+    receive: Receive,
+    unpacking: asyncio.Semaphore,
+) -> bytes:
     """Read a body within its bound; what it takes of memory is taken from `place`."""
     if reader.declared:
         place.look(reader.declared)
@@ -239,7 +252,9 @@ async def _read(reader: BodyReader, place: Place, sender: Sender, receive: Recei
     raw = reader.raw()
     await _apart(sender.check_body, raw)
     if reader.compressed and len(raw) > _TURN_BYTES:
-        body = await asyncio.to_thread(reader.plain, raw)
+        # Few at a time: what they grow to is known only then.
+        async with unpacking:
+            body = await asyncio.to_thread(reader.plain, raw)
     else:
         body = reader.plain(raw)
     if reader.compressed:
@@ -262,12 +277,15 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._ticks = 0
+        #: Until when each waits, in that order, and for how many outcomes.
+        self._waiting: deque[tuple[float, asyncio.Future[list[Outcome]], int]] = deque()
 
     def publish(self, items: Any) -> asyncio.Future[list[Outcome]]:
         """The outcomes of `items`, in order, when every fate is known."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._thread = loop, threading.get_ident()
+            self._waiting.clear()
             self._tick()
         future: asyncio.Future[list[Outcome]] = loop.create_future()
 
@@ -281,7 +299,11 @@ class Driver:
             else:
                 loop.call_soon_threadsafe(settle, outcomes)
 
-        get_publisher().submit(items, tell)
+        publisher = get_publisher()
+        publisher.submit(items, tell)
+        if not future.done():
+            deadline = time.monotonic() + publisher.patience
+            self._waiting.append((deadline, future, len(items)))
         if not self._busy and not future.done():
             if self._timer is not None:
                 self._timer.cancel()
@@ -289,15 +311,28 @@ class Driver:
         return future
 
     def _tick(self) -> None:
+        still_open = 0
         try:
             still_open = get_publisher().drive()
+            self._ticks += 1
+            if not still_open or not self._ticks % _BESIDE:
+                self._beside()
+            self._give_up()
         except Exception:
             logger.exception("Delivery reports could not be served.")
-            still_open = 0
-        self._ticks += 1
-        if not still_open or not self._ticks % _BESIDE:
-            self._beside()
-        self._again(bool(still_open))
+        finally:
+            # Whatever happens: nobody else would look for them again.
+            self._again(bool(still_open))
+
+    def _give_up(self) -> None:
+        """Let nobody wait for ever, whatever went wrong on the way."""
+        waiting = self._waiting
+        now = time.monotonic()
+        while waiting and (waiting[0][1].done() or waiting[0][0] < now):
+            _, future, count = waiting.popleft()
+            if not future.done():
+                logger.error("%s events: nobody told in time what became of them.", count)
+                future.set_result(no_news(count))
 
     def _again(self, busy: bool) -> None:
         assert self._loop is not None  # noqa: S101
@@ -309,6 +344,8 @@ async def _live(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         kind = message["type"]
+        if kind == "lifespan.startup":
+            await asyncio.to_thread(warm_up)
         await send({"type": f"{kind}.complete"})
         if kind == "lifespan.shutdown":
             return

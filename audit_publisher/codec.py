@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import struct
 import threading
 import time
@@ -17,8 +19,10 @@ from django.core.signals import setting_changed
 
 from .avro_writer import NotCompiled, Writer, compile_writer
 from .conf import PublisherSettings
-from .exceptions import CodecError, RegistryError
+from .exceptions import CodecError, RegistryError, RegistryUnavailable
 from .registry import get_registry
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "log_event.avsc"
 
@@ -67,6 +71,15 @@ def _write_slowly(event: Mapping[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def _on_a_loop() -> bool:
+    """Whether this thread runs an event loop, which may wait for nobody."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 class SchemaIds:
     """The id of our schema under each topic's subject; a failing registry is not asked for each
     event.
@@ -78,6 +91,8 @@ class SchemaIds:
         self._clock = clock
         self._ids: dict[str, int] = {}
         self._prefixes: dict[str, bytes] = {}
+        #: Topics whose id somebody is asking for.
+        self._asked: set[str] = set()
         self._failed: dict[str, tuple[float, RegistryError]] = {}
         self._lock = threading.Lock()
 
@@ -89,6 +104,8 @@ class SchemaIds:
         known = self._ids.get(topic)
         if known is not None:
             return known
+        if _on_a_loop() and get_registry().remote:
+            return self._soon(topic)
         with self._lock:
             if topic in self._ids:
                 return self._ids[topic]
@@ -103,6 +120,25 @@ class SchemaIds:
             self._failed.pop(topic, None)
             self._ids[topic] = schema_id
             return schema_id
+
+    def _soon(self, topic: str) -> int:
+        """What is kept on disk; else somebody asks, and the event comes again."""
+        kept = get_registry().kept(f"{topic}-value", schema_text())
+        if kept is not None:
+            self._ids[topic] = kept
+            return kept
+        if topic not in self._asked:
+            self._asked.add(topic)
+            threading.Thread(target=self._ask, args=(topic,), daemon=True).start()
+        raise RegistryUnavailable(f"The id of the schema of topic {topic} is being asked for.")
+
+    def _ask(self, topic: str) -> None:
+        try:
+            self.get(topic)
+        except RegistryError as error:
+            logger.warning("The schema of topic %s: %s", topic, error)
+        finally:
+            self._asked.discard(topic)
 
     def prefix(self, topic: str) -> bytes:
         """What a record of `topic` begins with: the magic byte and the id.

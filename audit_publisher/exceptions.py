@@ -22,6 +22,10 @@ PublisherError
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class PublisherError(Exception):
     """Base of every error this app raises on purpose."""
@@ -128,3 +132,16 @@ class InvalidHeader(PublisherError):
 
 class StorageExhausted(PublisherError):
     """Neither a region nor the spool takes the event."""
+
+
+def without_frames(error: E) -> E:
+    """Return `error` without the frames that it, and what it came from, passed through.
+
+    They hold all that was there, a body of megabytes, in a circle that only the garbage collector
+    opens.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error

@@ -55,8 +55,9 @@ class ServerSettings(AppSettings):
         minimum=0,
     )
     MAX_REQUESTS: int = option(
-        200_000,
-        "A worker is replaced after so many requests: slow leaks in any library end with it.",
+        0,
+        "A worker is replaced after so many requests, should some library leak; 0: never. Each "
+        "leaves files of its metrics behind.",
         minimum=0,
     )
     ACCESS_LOG: str = option("", "File of the access log; `-` is standard output. Empty: none.")
@@ -85,7 +86,9 @@ errorlog = "-"
 def on_starting(arbiter: Any) -> None:
     """Let the workers count together, so that /metrics answers for all of them."""
     if server.WORKERS > 1 and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        folder = tempfile.mkdtemp(prefix="audit-metrics-")
+        # In memory: with its pages on a disk that is full, to count is to die (SIGBUS).
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+        folder = tempfile.mkdtemp(prefix="audit-metrics-", dir=memory)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         atexit.register(_remove, folder, os.getpid())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from .exceptions import (
     RecordTooLarge,
     RegistryError,
     StorageExhausted,
+    without_frames,
 )
 from .outcome import Outcome
 from .problems import Problem
@@ -102,13 +105,18 @@ class Intake:
         #: (topic, record) of each event that is valid so far.
         self.items: list[tuple[str, Record]] = []
 
-    def prepare(self, count: int | None = None) -> bool:
-        """Validate, route and frame the next `count` events, or all; return whether more are left.
+    def prepare(self, until: float = math.inf) -> bool:
+        """Validate, route and frame events; return whether more are left.
 
         What is refused has its result, and is counted.
+
+        :param until: by `time.perf_counter`, when to stop for now.
         """
-        end = len(self._events) if count is None else min(len(self._events), self._next + count)
-        for index in range(self._next, end):
+        end = len(self._events)
+        for index in range(self._next, len(self._events)):
+            if time.perf_counter() > until:
+                end = index
+                break
             data = self._events[index]
             try:
                 request_id, item = self._prepare(data)
@@ -116,7 +124,8 @@ class Intake:
                 retryable = isinstance(error, RegistryError)
                 metrics.REJECTED.labels(_reason(error)).inc()
                 self._results[index] = Result(
-                    request_id_of(data), Outcome("rejected", retryable=retryable, error=error)
+                    request_id_of(data),
+                    Outcome("rejected", retryable=retryable, error=without_frames(error)),
                 )
             else:
                 self._ready.append((index, request_id))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ from zlib import crc32
 from django.core.signals import setting_changed
 
 from audit_logging.background import Loop
+from audit_logging.exceptions import SpoolError
 from audit_logging.spool import Record, StoredRecord
 
 from . import control, eventlog, metrics, routing
@@ -26,7 +29,7 @@ from .exceptions import EventLogError, RecordRejected, RegionUnavailable, Unknow
 from .outcome import Outcome
 from .spool import Spool
 from .spool_writer import SpoolWriter
-from .ways import Tell, Together, Way
+from .ways import Tell, Together, Way, no_news
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Publisher:
     :param open_region: returns the event log of a region; called for each use.
     :param topics: returns every topic that must exist.
     :param order: returns those regions that take traffic now, in the order they are tried.
+    :param patience: seconds after which a request waits no longer: its records' fate is unknown.
     :param drain_rate: records a second that leave the spool at most; live traffic has the rest.
     :param spread: whether all regions take a share of the traffic, each the first for some keys.
     """
@@ -60,6 +64,7 @@ class Publisher:
         topics: Callable[[], Sequence[str]] = routing.topics,
         order: Callable[[Sequence[str]], tuple[str, ...]] = tuple,
         spread: bool = False,
+        patience: float = 15.0,
         cooldown: float = 2.0,
         interval: float = 2.0,
         drain_batch: int = 500,
@@ -74,10 +79,12 @@ class Publisher:
         self._topics = topics
         self._order = order
         self._spread = spread
+        self.patience = patience
         self.writer = SpoolWriter(spool)
         self.outcomes = {name: Outcome("published", name) for name in self.regions}
+        self._undriven: set[str] = set()
         self._interval = interval
-        self._drain_batch = drain_batch
+        self._drain_batch = max(1, int(min(drain_batch, drain_rate * interval)))
         self._drain_rate = drain_rate
         self._sleep = sleep
         self._clock = clock
@@ -100,7 +107,8 @@ class Publisher:
             there.set()
 
         self.submit(items, tell)
-        there.wait()
+        if not there.wait(self.patience):
+            return no_news(len(items))
         return told[0]
 
     def submit(self, items: Sequence[tuple[str, Record]], tell: Tell) -> None:
@@ -150,20 +158,26 @@ class Publisher:
         """Append to one region without waiting; a client that cannot be made is a region down."""
         try:
             log = self._open_region(region)
-        except Exception as error:  # noqa: BLE001
+            log.submit(topic, records, done)
+        except Exception as error:
+            logger.exception("Region %s failed in an unexpected way.", region)
             failure = RegionUnavailable(f"{region}: {error}")
             done(dict.fromkeys(range(len(records)), failure))
-            return
-        log.submit(topic, records, done)
 
-    def heard(self, region: str, topic: str, errors: Errors, count: int) -> None:
-        """Remember what a region did with `count` records."""
+    def heard(
+        self, region: str, topic: str, errors: Errors, count: int, *, probing: bool = False
+    ) -> None:
+        """Remember what a region did with `count` records.
+
+        :param probing: whether it was to show if the region is there.
+        """
         if errors:
             for error in errors.values():
                 if isinstance(error, RegionUnavailable):
                     self._give_up(region, topic, error)
                     return
-        if count > len(errors):
+        # What was under way when a region was given up says nothing of it now.
+        if count > len(errors) and (probing or self._breaker.allows(region, topic)):
             self._breaker.succeeded(region, topic)
 
     def drive(self) -> int:
@@ -175,8 +189,12 @@ class Publisher:
         for region in self.regions:
             try:
                 opened += self._open_region(region).drive()
-            except Exception:  # noqa: BLE001, S112  (the upkeep says what is wrong with it)
-                continue
+            except Exception:
+                if region not in self._undriven:
+                    logger.exception("Region %s: its delivery reports cannot be served.", region)
+                self._undriven.add(region)
+            else:
+                self._undriven.discard(region)
         return opened
 
     def start(self) -> None:
@@ -199,7 +217,7 @@ class Publisher:
             receipts = [Receipt(error=failure)] * len(records)
         metrics.append_seconds(region).observe(time.perf_counter() - started)
         errors = {n: each.error for n, each in enumerate(receipts) if each.error is not None}
-        self.heard(region, topic, errors, len(records))
+        self.heard(region, topic, errors, len(records), probing=True)
         return receipts
 
     def _give_up(self, region: str, topic: str, error: RegionUnavailable) -> None:
@@ -237,7 +255,8 @@ class Publisher:
 
     def _probe_topics(self, region: str, state: RegionState) -> None:
         log = self._open_region(region)
-        topics = list(dict.fromkeys([*self._topics(), *self.spool.topics()]))
+        spooled = self._spooled_topics()
+        topics = list(dict.fromkeys([*self._topics(), *spooled]))
         state.missing_topics = log.missing(topics)
         for topic in topics:
             if topic in state.missing_topics:
@@ -248,11 +267,20 @@ class Publisher:
         log.append(self._topics()[0], [])
         state.up = True
         failures = self._breaker.failures(region)
-        if failures and region in self._order(self.regions) and self.spool.topics():
+        if failures and region in self._order(self.regions) and spooled:
             # What waits is the best probe: it is appended before any request is let through.
-            self.drain(region)
+            with suppress(SpoolError, OSError, sqlite3.Error):
+                self.drain(region)
         if self._breaker.failures(region) <= failures:
             self._breaker.answered(region)
+
+    def _spooled_topics(self) -> list[str]:
+        """Topics with records that wait; a spool that is broken says nothing of the regions."""
+        try:
+            return self.spool.topics()
+        except (SpoolError, OSError, sqlite3.Error) as error:
+            logger.error("The spool cannot be looked into: %s", error)
+            return []
 
     def drain(self, region: str = "") -> int:
         """Append what waits in the spool, in the order it came; return how many records left it.
@@ -319,6 +347,8 @@ def get_publisher() -> Publisher:
                     Spool(conf.spool_dir(), conf.SPOOL_MAX_BYTES),
                     order=control.order,
                     spread=conf.REGION_MODE == "active-active",
+                    # Each region in its time, and the disk.
+                    patience=2 * conf.DELIVERY_TIMEOUT + 10,
                     cooldown=conf.REGION_COOLDOWN,
                     interval=conf.REFRESH_SECONDS,
                     drain_batch=conf.DRAIN_BATCH,

@@ -45,6 +45,13 @@ class Registry(ABC):
         :raises RegistryUnavailable: the registry does not answer, and the id is not known.
         """
 
+    #: Whether it is asked over a network.
+    remote = False
+
+    def kept(self, subject: str, schema_text: str) -> int | None:
+        """Return the id of `schema_text` under `subject`, if it is known without asking anybody."""
+        return None
+
     def close(self) -> None:  # noqa: B027  (a folder has nothing to close)
         """Let go of connections."""
 
@@ -137,13 +144,25 @@ class ConfluentRegistry(Registry):
         self._pool: Any = None
         self._pid = 0
 
+    remote = True
+
+    def _kept_at(self, subject: str, canonical: str) -> Path:
+        digest = hashlib.sha256(f"{subject}\n{canonical}".encode()).hexdigest()
+        return self._cache / f"{digest}.id"
+
+    def kept(self, subject: str, schema_text: str) -> int | None:
+        canonical = _canonical(schema_text)
+        known = self._ids.get((subject, canonical))
+        return (
+            known if known is not None else _read(self._kept_at(subject, canonical), _whole_number)
+        )
+
     def register(self, subject: str, schema_text: str) -> int:
         canonical = _canonical(schema_text)
         known = self._ids.get((subject, canonical))
         if known is not None:
             return known
-        digest = hashlib.sha256(f"{subject}\n{canonical}".encode()).hexdigest()
-        path = self._cache / f"{digest}.id"
+        path = self._kept_at(subject, canonical)
         try:
             schema_id = self._register(subject, canonical)
             # The end of the line says that the number is whole.

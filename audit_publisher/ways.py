@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 SPOOLED = Outcome("spooled")
 
+
+def no_news(count: int) -> list[Outcome]:
+    """What is said of records whose fate nobody told in time: they may be durable."""
+    failure = StorageExhausted("Neither a region nor the spool answered in time.")
+    return [Outcome("rejected", retryable=True, error=failure)] * count
+
+
 #: Gets the outcomes of a way's records, in their order.
 Tell = Callable[[list[Outcome]], None]
 

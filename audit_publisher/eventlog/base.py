@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +25,17 @@ logger = logging.getLogger(__name__)
 #: Why records are not durable, by their index; the others are.
 Errors = Mapping[int, EventLogError]
 
-#: Threads for event logs that can only be waited for.
+#: Threads of each region for what can only be waited for.
 _WAITING_THREADS = 8
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
 
 
-def _pool() -> ThreadPoolExecutor:
-    """This process's threads; a fork has none of its parent's."""
-    found = _pools.get(os.getpid())
+def _pool(region: str) -> ThreadPoolExecutor:
+    """A region's threads in this process: a dead one keeps none of another's; a fork has none."""
+    found = _pools.get((os.getpid(), region))
     if found is None:
-        made = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="audit append")
-        found = _pools.setdefault(os.getpid(), made)
+        made = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix=f"audit append {region}")
+        found = _pools.setdefault((os.getpid(), region), made)
     return found
 
 
@@ -94,6 +95,8 @@ class EventLog(ABC):
 
     #: The region's name: ``primary`` or ``secondary``.
     region: str
+    #: Seconds that something submitted may wait for its turn.
+    patience: float = 10.0
 
     @abstractmethod
     def append(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
@@ -110,11 +113,21 @@ class EventLog(ABC):
             them. Called on any thread, possibly before this returns; it must neither wait nor
             raise.
         """
-        _pool().submit(self._append_and_tell, topic, records, done)
+        deadline = time.monotonic() + self.patience
+        _pool(self.region).submit(self._append_and_tell, topic, records, done, deadline)
 
     def _append_and_tell(
-        self, topic: str, records: Sequence[Record], done: Callable[[Errors], None]
+        self,
+        topic: str,
+        records: Sequence[Record],
+        done: Callable[[Errors], None],
+        deadline: float,
     ) -> None:
+        if time.monotonic() > deadline:
+            # Those before it wait for a region that does not answer.
+            late = RegionUnavailable(f"{self.region}: nobody got to it in time.")
+            done(dict.fromkeys(range(len(records)), late))
+            return
         try:
             receipts = self.append(topic, records)
         except Exception as error:

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..exceptions import EventLogError, OffsetOutOfRange, RegionUnavailable, UnknownTopic
+from ..exceptions import (
+    EventLogError,
+    OffsetOutOfRange,
+    RegionUnavailable,
+    UnknownTopic,
+    without_frames,
+)
 from . import kafka_config, kafka_topics
 from .base import Errors, EventLog, Limits, Receipt, Record, StoredRecord, TopicFacts
 from .kafka_config import load_properties
@@ -63,7 +69,7 @@ class KafkaEventLog(EventLog):
         self.region = region
         self._servers = servers
         self._properties = dict(properties or {})
-        self._delivery_timeout = delivery_timeout
+        self._delivery_timeout = self.patience = delivery_timeout
         self._linger = linger
         self._max_queued_bytes = max_queued_bytes
         self._max_record_bytes = max_record_bytes
@@ -81,6 +87,9 @@ class KafkaEventLog(EventLog):
         self._groups: dict[str, Any] = {}
         self._readers: dict[tuple[str, int], PartitionReader] = {}
         self._known_topics: set[str] = set()
+        self._asking = threading.Lock()
+        #: topic → when it was last looked for in vain, and the error.
+        self._asked: dict[str, tuple[float, EventLogError]] = {}
 
     def _here(self) -> None:
         """After a fork, start with clients of our own."""
@@ -94,9 +103,7 @@ class KafkaEventLog(EventLog):
         self._here()
         try:
             if topic not in self._known_topics:
-                # Asked once: the producer itself would wait long for a topic that is not there.
-                self._find_topic(topic)
-                self._known_topics.add(topic)
+                self._learn(topic)
             producer = self._get_producer()
             receipts, fatal = producer.append(topic, records)
         except EventLogError as error:
@@ -116,19 +123,40 @@ class KafkaEventLog(EventLog):
             return
 
         def settled(submission: Submission) -> None:
-            errors = submission.errors
+            # A late report may still come to those.
+            errors = dict(submission.errors)
             if errors and any(isinstance(each, UnknownTopic) for each in errors.values()):
                 self._known_topics.discard(topic)
+            done(errors)
             if submission.fatal or producer.failed:
                 # Not here: to close it is to wait for the thread that may be calling this.
                 threading.Thread(target=self._drop_producer, args=(producer,)).start()
-            done(errors)
 
         producer.submit(topic, records, settled)
 
     def drive(self) -> int:
         self._here()
         return self._producer.drive() if self._producer is not None else 0
+
+    def _learn(self, topic: str) -> None:
+        """Make sure that there is a topic: the producer itself would wait long for one that is not.
+
+        One asks at a time, and those that waited meanwhile share the answer.
+        """
+        came = time.monotonic()
+        with self._asking:
+            if topic in self._known_topics:
+                return
+            asked_at, failure = self._asked.get(topic, (0.0, None))
+            if failure is not None and asked_at >= came:
+                raise failure
+            try:
+                self._find_topic(topic)
+            except EventLogError as error:
+                self._asked[topic] = (time.monotonic(), without_frames(error))
+                raise
+            self._asked.pop(topic, None)
+            self._known_topics.add(topic)
 
     def _find_topic(self, topic: str) -> None:
         """Raise UnknownTopic if a second look finds no topic either.

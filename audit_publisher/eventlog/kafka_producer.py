@@ -183,6 +183,9 @@ class RecordProducer:
         if sent:
             self._open.append(submission)
         submission.expect(sent)
+        if self._closing:
+            # Nobody serves its reports any more.
+            submission.give_up(0.0)
         return submission
 
     def append(self, topic: str, records: Sequence[Record]) -> tuple[list[Receipt], bool]:
@@ -214,6 +217,8 @@ class RecordProducer:
         if self._thread is not threading.current_thread():
             self._thread.join(1.0)
         self._producer.purge()
+        # Their reports hold what they report to.
+        self._producer.poll(0)
         while self._open:
             self._open.popleft().give_up(0.0)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from audit_logging.exceptions import SpoolUnavailable
 from audit_publisher.breaker import Breaker
 from audit_publisher.eventlog import Receipt, Record
 from audit_publisher.eventlog.local import LocalEventLog
@@ -23,6 +24,8 @@ from audit_publisher.exceptions import (
 )
 from audit_publisher.publish import Publisher
 from audit_publisher.spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
+from audit_publisher.spool_writer import SpoolWriter
+from tests.support import eventually
 
 TOPIC = "events"
 
@@ -454,3 +457,65 @@ def test_failures_at_the_same_time_are_one() -> None:
     assert [breaker.failed("primary") for _ in range(50)] == [False] * 50
     clock.now += 2.01
     assert breaker.may_probe("primary")
+
+
+def test_a_broken_spool_takes_no_region_down(setup: Setup) -> None:
+    (setup.spool._folder / "publisher.sqlite3").parent.mkdir(parents=True, exist_ok=True)
+    (setup.spool._folder / "publisher.sqlite3").write_bytes(b"this is no database" * 100)
+    setup.publisher.probe()
+    assert setup.publish(b"1") == ["primary"]
+    assert setup.publisher.states["primary"].up
+
+
+def test_what_was_under_way_does_not_bring_a_region_back(setup: Setup) -> None:
+    setup.primary.failure = DOWN
+    assert setup.publish(b"1") == ["secondary"]
+    setup.publisher.heard("primary", TOPIC, {}, 1)
+    assert not setup.publisher.allows("primary", TOPIC)
+
+
+def test_a_slow_drain_is_cut_into_small_pieces(setup: Setup) -> None:
+    slept: list[float] = []
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(*(b"%d" % n for n in range(9)))
+    setup.primary.failure = setup.secondary.failure = None
+    publisher = setup.another(drain_rate=1.0, interval=2.0, sleep=slept.append)
+    assert publisher.drain() == 9
+    # Two at a time and not three: regions are to be looked at each two seconds.
+    assert slept == [2.0] * 4 + [1.0]
+
+
+def test_a_locked_spool_is_tried_once_for_all_that_wait(setup: Setup) -> None:
+    tries: list[int] = []
+
+    class Locked(Spool):
+        def append(self, topic: str, records: Any) -> None:
+            tries.append(len(records))
+            raise StorageExhausted("locked") from SpoolUnavailable("locked")
+
+    writer = SpoolWriter(Locked(setup.spool._folder, 1 << 20))
+    told: list[Any] = []
+    release = threading.Event()
+    writer._thread.submit(release.wait)
+    for n in range(5):
+        writer.add(TOPIC, [Record(b"%d" % n)], told.append)
+    release.set()
+    eventually(lambda: len(told) == 5)
+    assert tries == [5]
+
+
+def test_what_waits_for_the_disk_is_bounded(setup: Setup) -> None:
+    writer = SpoolWriter(setup.spool, max_bytes=100)
+    told: list[Any] = []
+    release = threading.Event()
+    writer._thread.submit(release.wait)
+    for _ in range(3):
+        writer.add(TOPIC, [Record(b"x" * 60)], told.append)
+    assert [str(each) for each in told] == [
+        "No region takes it, and the spool's disk is behind."
+    ] * 2
+    release.set()
+    eventually(lambda: len(told) == 3)
+    writer.add(TOPIC, [Record(b"x" * 60)], told.append)
+    eventually(lambda: len(told) == 4)
+    assert told[2:] == [None, None]
