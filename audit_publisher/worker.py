@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import threading
@@ -16,7 +17,8 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import HANDLED_SIGNALS, Server
 from uvicorn_worker import UvicornWorker
 
@@ -24,9 +26,24 @@ from .problem_kinds import document, kind_of
 
 #: Bytes of a request's line and headers.
 MAX_HEAD_BYTES = 32 << 10
+#: Headers of a request, trailers included.
+MAX_HEADERS = 100
+#: Bytes of one of them, its name included.
+MAX_HEADER_BYTES = 8190
 #: Seconds for which a connection that is over is listened to, so that the client gets the answer:
 #: the kernel takes it back when something arrives that nobody reads.
 _LINGER_SECONDS = 2.0
+#: Seconds that requests in progress get at a quick stop.
+_QUICK_STOP_SECONDS = 1
+_HEAD_TOO_LARGE = f"A request's line and headers may have {MAX_HEAD_BYTES >> 10} KB."
+#: What offers another protocol. Nobody has to take it up, and we do not.
+_OFFERS = (b"upgrade", b"http2-settings")
+
+logger = logging.getLogger(__name__)
+
+
+class _TooLarge(Exception):
+    """A head has too much of something; the text says of what."""
 
 
 class _Transport:
@@ -78,43 +95,136 @@ class Protocol(HttpToolsProtocol):
         self.transport = _Transport(transport, self)  # type: ignore[assignment]
         self._raw = transport
         self._in_head = True
+        #: Bytes that came since the last that were no head (nor trailer, nor frame of a chunk).
         self._head_bytes = 0
+        self._head_parsed = 0
+        self._header_count = 0
         self._late_bytes = 0
+        #: Nothing more is sent, and what comes is thrown away.
         self._lingers = False
+        #: What comes is thrown away; the connection ends with the answer that is being made.
+        self._deaf = False
+        #: The server stops: the request that is coming in is the last.
+        self._stops = False
+        #: The head of a request that offers another protocol, without the offer.
+        self._plain_head: bytes | None = None
+        self._too_large: str | None = None
+        #: What the application is working on, or was last.
+        self._running: RequestResponseCycle | None = None
         #: Since when (the loop's clock) the client owes us something.
         self.since: float | None = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
-        if self._lingers:
+        if self._lingers or self._deaf:
             self._late_bytes += len(data)
             if self._late_bytes > self.most_late:
                 self._raw.abort()
             return
+        self._unset_keepalive_if_required()
         if self.since is None:
             self.since = self.loop.time()
         if self._in_head:
-            self._head_bytes += len(data)
             self.reading = True
-        super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self.refuse(431, "A request's line and headers may have 32 KB.")
+        self._head_bytes += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            if self._too_large is None:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("Invalid HTTP request received.")
+        else:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._too_large = _HEAD_TOO_LARGE
+        if self._too_large is not None:
+            self.refuse(431, self._too_large)
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Parse `data`; where a request offers another protocol the parser stops at its head, and
+        another one goes on as if nothing had been offered."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offered:
+                head, self._plain_head = self._plain_head, None
+                if head is None:
+                    # CONNECT: it is answered, and what follows is for nobody.
+                    self.cycle.keep_alive = False
+                    self._deaf = True
+                    return
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+                data = memoryview(data)[offered.args[0] :]
+            else:
+                return
 
     def on_message_begin(self) -> None:
         """A request begins, perhaps right behind another one."""
         self._in_head = self.reading = True
+        self._head_parsed = self._header_count = 0
         if self.since is None:
             self.since = self.loop.time()
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        """A piece of its address is there."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header is there; or a trailer, which tells the application nothing."""
+        self._header_count += 1
+        if self._header_count > MAX_HEADERS:
+            self._refuse_head(f"A request may have {MAX_HEADERS} headers.")
+        size = len(name) + len(value)
+        if size > MAX_HEADER_BYTES:
+            self._refuse_head(f"A header may have {MAX_HEADER_BYTES:,} bytes.")
+        self._count(size + len(": \r\n"))
+        if self._in_head:
+            super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_parsed += size
+        if self._head_parsed > MAX_HEAD_BYTES:
+            self._refuse_head(_HEAD_TOO_LARGE)
+
+    def _refuse_head(self, message: str) -> None:
+        self._too_large = message
+        raise _TooLarge(message)
+
     def on_headers_complete(self) -> None:
         """Its head is there."""
-        self._in_head = False
         self._head_bytes = 0
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._plain_head = self._head_without_offers()
+            return
+        self._in_head = False
         super().on_headers_complete()
+        if self._stops:
+            self.cycle.keep_alive = False
+
+    def _head_without_offers(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        for name, value in self.headers:
+            if name in _OFFERS:
+                continue
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(each for each in tokens if each.lower() not in _OFFERS)
+                if not value:
+                    continue
+            lines.append(name + b": " + value)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body is there; it may be answered already."""
+        self._head_bytes = 0
         if self.cycle is not None and self.cycle.response_complete:
             self._late_bytes += len(body)
             if self._late_bytes > self.most_late:
@@ -124,11 +234,53 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """It is whole."""
+        if self._plain_head is not None:
+            return
+        self._head_bytes = 0
         self.reading = False
         self.since = None
         self._late_bytes = 0
         super().on_message_complete()
         self._in_head = True
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; it still gets the answers to what it asked.
+
+        :returns: whether the connection stays open for them.
+        """
+        if self._lingers or self.scheme == "https":
+            return False
+        return self._end_after_answers() if self.reading else self._close_after(self.cycle)
+
+    def _end_after_answers(self) -> bool:
+        """Give up the request that is coming in, if others are before it that wait for an answer.
+
+        :returns: whether there are. The connection ends when they have it.
+        """
+        before: RequestResponseCycle | None = self.cycle
+        if not self._in_head:
+            if not self.pipeline or self.pipeline[0][0] is not self.cycle:
+                return False
+            self.pipeline.popleft()
+            before = self.pipeline[0][0] if self.pipeline else self._running
+        if not self._close_after(before):
+            return False
+        self._deaf = True
+        return True
+
+    def _close_after(self, cycle: RequestResponseCycle | None) -> bool:
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        self.cycle = cycle
+        self.since = None
+        return True
+
+    def shutdown(self) -> None:
+        """The server stops; a request that has begun to come in is still served."""
+        self._stops = True
+        if not (self._in_head and self.reading) or self._lingers or self._deaf:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """What came is not HTTP."""
@@ -136,7 +288,7 @@ class Protocol(HttpToolsProtocol):
 
     def refuse(self, status: int, message: str) -> None:
         """Say why a request never reached the application, and be done with the connection."""
-        if self._lingers or self._raw.is_closing():
+        if self._lingers or self._deaf or self._raw.is_closing() or self._end_after_answers():
             return
         cycle = self.cycle
         if cycle is not None and cycle.response_started and not cycle.response_complete:
@@ -194,8 +346,8 @@ class Protocol(HttpToolsProtocol):
             if waited > _LINGER_SECONDS:
                 self._raw.abort()
         elif waited > patience:
-            answered = self.cycle is not None and self.cycle.response_complete
-            if self.reading and not self._in_head and not answered:
+            waits = self.cycle is not None and not self.cycle.response_complete
+            if self.reading and waits:
                 self.refuse(408, "The body did not arrive in time.")
             elif self._raw.get_write_buffer_size() or self.reading or self.cycle is None:
                 # Half a head, an answer that is not read, or never a word.
@@ -241,7 +393,8 @@ class Worker(UvicornWorker):
         from .gunicorn import server
 
         self.read_timeout: float = server.READ_TIMEOUT
-        self.config.timeout_graceful_shutdown = self.cfg.graceful_timeout or None
+        # To uvicorn none would be for ever.
+        self.config.timeout_graceful_shutdown = max(self.cfg.graceful_timeout, _QUICK_STOP_SECONDS)
 
     async def _serve(self) -> None:
         from .conf import conf
@@ -249,7 +402,8 @@ class Worker(UvicornWorker):
         Protocol.most_late = conf.MAX_BATCH_BYTES + (1 << 20)
         self.config.app = self.wsgi
         server = _Server(config=self.config)
-        self._install_sigquit_handler()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGQUIT, self._stop_quickly, server)
         looking = asyncio.create_task(self._look_after(server))
         try:
             await server.serve(sockets=self.sockets)
@@ -259,12 +413,26 @@ class Worker(UvicornWorker):
             # gunicorn's code for a worker that cannot start: it does not try again for ever.
             os._exit(3)
 
+    def _stop_quickly(self, server: Server) -> None:
+        """Stop, also if a stop with more patience has begun."""
+        if server.should_exit:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_QUICK_STOP_SECONDS, setattr, server, "force_exit", True)
+        self.config.timeout_graceful_shutdown = _QUICK_STOP_SECONDS
+        server.should_exit = True
+
     async def _look_after(self, server: Server) -> None:
         loop = asyncio.get_running_loop()
         interval = min(0.5, self.read_timeout / 4)
         while True:
             await asyncio.sleep(interval)
+            # uvicorn tells the arbiter no more when it stops, which may take longer than TIMEOUT.
+            self.notify()
             now = loop.time()
             for connection in list(server.server_state.connections):
                 if isinstance(connection, Protocol):
-                    connection.look(now, self.read_timeout)
+                    try:
+                        connection.look(now, self.read_timeout)
+                    except Exception:
+                        # One connection's trouble; the others are looked after all the same.
+                        logger.exception("A connection could not be looked after.")

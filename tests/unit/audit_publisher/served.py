@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parents[3]
 class Server:
     """A running publisher, and raw requests to it."""
 
-    def __init__(self, port: int, data: Path) -> None:
+    def __init__(self, port: int, data: Path, process: subprocess.Popen[bytes]) -> None:
         self.port = port
         self.data = data
+        self.process = process
 
     def raw(self, request: bytes) -> tuple[int, dict[str, Any]]:
         """Send bytes, return (status, JSON body)."""
@@ -117,7 +118,7 @@ def serve(
         stdout=log,
         stderr=log,
     )
-    made = Server(port, data)
+    made = Server(port, data, process)
     try:
         deadline = time.monotonic() + 60
         while True:
