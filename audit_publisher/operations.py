@@ -15,6 +15,7 @@ from .exceptions import AmbiguousHeader, InvalidHeader, TooManyItems
 from .intake import Result, error_of, problem_of
 from .problems import Problem
 from .routing import TRACE, http_headers
+from .senders import Sender
 from .serializers import split_array, split_lines
 
 JSON = "application/json"
@@ -98,11 +99,14 @@ class Operation:
             http.pop(TRACE, None)
         return http
 
-    def answer(self, results: Sequence[Result]) -> bytes:
+    def answer(self, results: Sequence[Result], sender: Sender | None = None) -> bytes:
         """The good answer's body; "" for none.
 
+        :param sender: is told whether anything was taken; a batch may be answered well without.
         :raises Problem: nothing was taken of it.
         """
+        if sender is not None:
+            sender.took = any(result.outcome.status != "rejected" for result in results)
         if self.many:
             if results and all(result.outcome.retryable for result in results):
                 raise problem_of(results[0].outcome)

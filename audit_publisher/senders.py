@@ -41,6 +41,7 @@ class Sender:
     :ivar proof: of the signature, until the body has been compared with it.
     :ivar enforced: whether what is wrong with the signature is refused, not only reported.
     :ivar replay: what a request gets that was taken before: off, report or enforce.
+    :ivar took: whether anything of its request was taken, if it is answered well.
     """
 
     consumer_id: str = ""
@@ -50,6 +51,7 @@ class Sender:
     proof: Proof | None = None
     enforced: bool = False
     replay: str = "off"
+    took: bool = True
     _claim: Claim | None = None
     is_authenticated: bool = True
 
@@ -122,11 +124,12 @@ class Sender:
     def answered(self, status: int) -> None:
         """The request was answered: what it claimed is kept if something was taken; never raises.
 
-        Whatever was refused may be sent again as it is.
+        Whatever was refused may be sent again as it is: also what was answered with 200 and
+        nothing but refusals, as a copy is that somebody altered where the signature does not cover.
         """
         claim, self._claim = self._claim, None
         if claim is not None:
-            claim.settle(200 <= status < 300 or status == 304)
+            claim.settle(self.took and (200 <= status < 300 or status == 304))
 
 
 def report(consumer_id: str, refusal: SignatureRefused, *, enforced: bool) -> None:

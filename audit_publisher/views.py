@@ -100,7 +100,7 @@ class _EventsView(PublisherView):
         }
         with tracing.span("publish", kind="server", parent=parent, events=len(events)):
             results = take(events, http, request.user, time.time_ns() // 1000, batch=self.does.many)
-        content = self.does.answer(results)
+        content = self.does.answer(results, request.user)
         if not content:
             return HttpResponse(status=204)
         return HttpResponse(content, content_type=JSON)

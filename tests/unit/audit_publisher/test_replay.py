@@ -25,7 +25,7 @@ from audit_publisher.models import Consumer
 from audit_publisher.publish import Outcome
 from audit_publisher.replay import BUSY, LEASE, TAKEN, CacheClaims, Claim, Claims, Memory
 from audit_publisher.replay_file import FileClaims
-from tests.unit.audit_publisher.conftest import Configure, stored
+from tests.unit.audit_publisher.conftest import BATCH, Configure, stored
 from tests.unit.audit_publisher.signed import LEGACY, PSS, Sending, counted, event_body, refusal
 
 
@@ -89,6 +89,22 @@ def test_what_was_not_taken_may_come_again_as_it_is(
         refusal(sending.post(body, headers), 500)
     assert sending.post(body, headers).status_code == 200
     assert refusal(sending.post(body, headers))["code"] == "signature-replayed"
+
+
+def test_a_batch_of_which_nothing_is_taken_is_not_used_up(sending: Sending) -> None:
+    """Whoever makes a copy unreadable must not use up the honest request's claim."""
+    sending.api = Client()
+    Consumer.objects.update(service_names="payments-api")
+    authentication.refresh()
+    body = b"[" + event_body() + b"," + event_body() + b"]"
+    headers = sending.headers(body, url=BATCH)
+    answer = sending.post(body, headers, BATCH)
+    assert {item["status"] for item in answer.json()["items"]} == {"rejected"}
+    Consumer.objects.update(service_names="inventory-api")
+    authentication.refresh()
+    answer = sending.post(body, headers, BATCH)
+    assert {item["status"] for item in answer.json()["items"]} == {"published"}
+    assert refusal(sending.post(body, headers, BATCH))["code"] == "signature-replayed"
 
 
 def test_what_the_sender_may_not_send_is_not_used_up(sending: Sending) -> None:
