@@ -225,6 +225,7 @@ class Publisher:
                     parse_url(self._base + path).request_uri,
                     body,
                     int(self._clock() * 1000),
+                    headers,
                 )
             headers = headers | tracing.headers()
             response = self._pool.request(

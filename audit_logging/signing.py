@@ -13,7 +13,7 @@ import base64
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Hyphen spellings: servers and proxies drop header names with underscores.
+#: The headers by which a body is read.
+READ_BY = frozenset({"content-type", "content-encoding"})
+
 CONSUMER_ID = "WM-CONSUMER.ID"
 TIMESTAMP = "WM-CONSUMER.INTIMESTAMP"
 KEY_VERSION = "WM-SEC.KEY-VERSION"
@@ -88,12 +91,20 @@ class Signer:
         self._stamp: object = None
         self._current: SigningKey | None = None
 
-    def sign(self, method: str, target: str, body: bytes | None, now_ms: int) -> dict[str, str]:
+    def sign(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        now_ms: int,
+        sent: Mapping[str, str] | None = None,
+    ) -> dict[str, str]:
         """Return the headers that sign one request, in the scheme that was chosen.
 
         :param target: path and query, as they are sent.
         :param body: as it is sent; None: there is none.
         :param now_ms: when it is sent, epoch milliseconds. Each try is signed anew.
+        :param sent: the request's other headers. What says how to read the body is covered.
         :raises SigningError: naming what is wrong with the key.
         """
         if self.scheme == "legacy":
@@ -108,6 +119,9 @@ class Signer:
         if body is not None:
             headers[messages.DIGEST] = messages.content_digest(body)
             components.append((messages.DIGEST.lower(), headers[messages.DIGEST]))
+        for name, value in (sent or {}).items():
+            if name.lower() in READ_BY:
+                components.append((name.lower(), value.strip()))
         components.append((CONSUMER_ID.lower(), consumer_id))
         try:
             names = " ".join(messages.quoted(name) for name, _ in components)

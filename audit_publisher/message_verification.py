@@ -13,6 +13,7 @@ from audit_logging import signing
 from .consumers import KnownConsumer
 from .keys import verifies
 from .names import OUR_HEADERS, header_key
+from .routing import FORWARDED
 from .signatures import (
     DIGESTS,
     Proof,
@@ -27,9 +28,12 @@ from .structured_fields import InnerList, Malformed, byte_sequences, inner_lists
 _INPUT = "HTTP_SIGNATURE_INPUT"
 _SIGNATURE = "HTTP_SIGNATURE"
 _DIGEST = "HTTP_CONTENT_DIGEST"
-_CONSUMER = "HTTP_" + signing.CONSUMER_ID.replace("-", "_")
-#: The header that decides whose bucket an event goes to, in the spellings that servers leave of it.
-_SITES = ("HTTP_WM_SITE_ID", "HTTP_WM_SITE.ID", "HTTP_WM.SITE_ID", "HTTP_WM.SITE.ID")
+#: The headers that travel with events, in any spelling that a server leaves of them. The trace is
+#: not among them: what relays a request may go on with it.
+_TRAVELLING = frozenset(header_key(name) for name in FORWARDED if name != "traceparent")
+
+#: The headers by which a body is read.
+_READ_BY = frozenset({"CONTENT_TYPE", "HTTP_CONTENT_ENCODING"})
 
 #: Longest nonce, in characters.
 MAX_NONCE = 200
@@ -157,9 +161,18 @@ def _check_coverage(meta: Mapping[str, Any], names: set[str]) -> None:
     if "content-digest" not in names and meta.get("REQUEST_METHOD") not in BODILESS:
         raise _uncovered("content-digest")
     covered = {_meta_name(name) for name in names if not name.startswith("@")}
-    for name in (_CONSUMER, *_SITES):
-        if name in meta and name not in covered:
+    for name in meta:
+        if name in covered or not _must_be_covered(name):
+            continue
+        # Servers of WSGI make up a type for requests that have none; there is no body to be read.
+        if name not in _READ_BY or (meta[name] and meta.get("REQUEST_METHOD") not in BODILESS):
             raise _uncovered(name.removeprefix("HTTP_").replace("_", "-").lower())
+
+
+@lru_cache(maxsize=512)
+def _must_be_covered(name: str) -> bool:
+    """Whether a header of META decides what becomes of the request, or travels with its events."""
+    return name in _READ_BY or (name.startswith("HTTP_") and header_key(name[5:]) in _TRAVELLING)
 
 
 def _uncovered(what: str) -> SignatureRefused:

@@ -72,7 +72,7 @@ public class SignedRequest {
         return headers;
     }
 
-    /** RFC 9421: method, path, query, the body's digest and the consumer id. */
+    /** RFC 9421: method, path, query, the body's digest and type, and the consumer id. */
     static Map<String, String> message(String algorithm, String method, String target,
             String consumer, String version, PrivateKey key, byte[] body) throws Exception {
         Map<String, String> headers = new LinkedHashMap<>();
@@ -88,6 +88,8 @@ public class SignedRequest {
             byte[] digest = MessageDigest.getInstance("SHA-256").digest(body);
             headers.put("Content-Digest", "sha-256=:" + base64(digest) + ":");
             covered.put("content-digest", headers.get("Content-Digest"));
+            // Sent by whoever sends the request; the same goes for Content-Encoding.
+            covered.put("content-type", "application/json");
         }
         covered.put("wm-consumer.id", consumer);
         byte[] nonce = new byte[18];

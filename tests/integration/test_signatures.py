@@ -37,6 +37,7 @@ pytestmark = pytest.mark.slow
 
 SCHEMES: tuple[Scheme, ...] = ("legacy", "rsa-v1_5-sha256", "rsa-pss-sha512")
 URL = "/v1/logs/api-requests"
+JSON = {"Content-Type": "application/json"}
 #: Seconds in which each worker knows a new key.
 KNOWN_WITHIN = 30.0
 
@@ -235,11 +236,12 @@ def test_another_implementation_signs(shell: Shell, server: Server) -> None:
         body = event()
         request = _Message("POST", f"http://127.0.0.1:{server.port}{URL}?x=1")
         request.headers["WM-Consumer.Id"] = "openssl-client"
+        request.headers["Content-Type"] = "application/json"
         peer.HTTPMessageSigner(signature_algorithm=algorithm, key_resolver=keys).sign(
             request,
             key_id="openssl-client:1",
             nonce=os.urandom(8).hex(),
-            covered_component_ids=("@method", "@target-uri", "wm-consumer.id"),
+            covered_component_ids=("@method", "@target-uri", "content-type", "wm-consumer.id"),
             body=body,
         )
         status, document = post(server, request.headers, body, f"{URL}?x=1")
@@ -332,7 +334,7 @@ def test_of_two_processes_one_takes_it(shell: Shell, server: Server) -> None:
     signer = Signer("openssl-client", "1", shell.folder / "private.pem", "rsa-pss-sha512")
     for _ in range(5):
         body = event()
-        headers = signer.sign("POST", URL, body, int(time.time() * 1000))
+        headers = signer.sign("POST", URL, body, int(time.time() * 1000), JSON)
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(post, *zip(*[(server, headers, body)] * 16, strict=True)))
         statuses = Counter(status for status, _ in answers)

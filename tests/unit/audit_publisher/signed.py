@@ -53,10 +53,18 @@ class Sending:
         self.signer = Signer(CONSUMER, "1", key, scheme)
 
     def headers(
-        self, body: bytes | None, *, method: str = "POST", url: str = URL, shift: float = 0
+        self,
+        body: bytes | None,
+        *,
+        method: str = "POST",
+        url: str = URL,
+        shift: float = 0,
+        sent: dict[str, str] | None = None,
     ) -> dict[str, str]:
-        """The signature's headers of one request."""
-        return self.signer.sign(method, url, body, now_ms(shift))
+        """The signature's headers of one request; of JSON, unless `sent` says otherwise."""
+        if sent is None and body is not None:
+            sent = {"Content-Type": "application/json"}
+        return self.signer.sign(method, url, body, now_ms(shift), sent)
 
     def post(
         self,
@@ -66,7 +74,8 @@ class Sending:
         content_type: str = "application/json",
     ) -> Any:
         """Send it, signed unless `headers` say otherwise."""
-        headers = self.headers(body, url=url) if headers is None else headers
+        if headers is None:
+            headers = self.headers(body, url=url, sent={"Content-Type": content_type})
         return self.api.post(url, body, content_type=content_type, headers=headers)
 
 

@@ -72,6 +72,7 @@ def parts(body: bytes, url: str = URL) -> list[tuple[str, str]]:
     return [
         ("@method", "POST"),
         ("@path", url),
+        ("content-type", "application/json"),
         ("content-digest", messages.content_digest(body)),
         ("wm-consumer.id", CONSUMER),
     ]
@@ -90,10 +91,12 @@ def test_one_event(sending: Sending, private_key_file: Path, scheme: Scheme, url
 
 def test_the_digest_is_of_the_bytes_that_were_sent(sending: Sending) -> None:
     packed = gzip.compress(event_body() + b"\n" + event_body())
-    headers = sending.headers(packed, url=BATCH) | {"Content-Encoding": "gzip"}
+    sent = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"}
+    zipped = {"Content-Encoding": "gzip"}
+    headers = sending.headers(packed, url=BATCH, sent=sent) | zipped
     response = sending.post(packed, headers, BATCH, "application/x-ndjson")
     assert [item["status"] for item in response.json()["items"]] == ["published"] * 2
-    headers = sending.headers(gzip.decompress(packed), url=BATCH) | {"Content-Encoding": "gzip"}
+    headers = sending.headers(gzip.decompress(packed), url=BATCH, sent=sent) | zipped
     said = refusal(sending.post(packed, headers, BATCH, "application/x-ndjson"))
     assert (said["code"], said["error"]["header"]) == ("signature-bad-digest", "Content-Digest")
 
@@ -118,9 +121,17 @@ def test_each_part_is_covered(sending: Sending) -> None:
     digest = messages.content_digest(b"{}")
     swapped = sending.post(b"{}", headers | {"Content-Digest": digest})
     assert refusal(swapped)["code"] == "signature-bad-signature"
-    sited = sending.post(body, headers | {"WM-Site-Id": "1704989259133687000"})
-    assert "wm-site-id" in refusal(sited)["detail"]
+    for name in (
+        *("WM-Site-Id", "WM_SVC.NAME", "WM-SVC.VERSION", "Wm-Svc-Env", "WM_QOS.CORRELATION_ID"),
+        "Content-Encoding",
+    ):
+        added = refusal(sending.post(body, headers | {name: "identity"}))
+        assert added["code"] == "signature-uncovered"
+        assert name.lower().replace("_", "-").replace(".", "-") in added["detail"].replace(".", "-")
+    other = sending.post(body, headers, content_type="application/json; charset=utf-8")
+    assert refusal(other)["code"] == "signature-bad-signature"
     assert stored() == []
+    assert sending.post(body, headers | {"traceparent": "00-x"}).status_code == 200
 
 
 def test_another_s_name_over_a_good_signature(sending: Sending) -> None:
@@ -149,7 +160,9 @@ def test_flags_without_a_body(sending: Sending) -> None:
     assert refusal(elsewhere)["code"] == "signature-bad-signature"
 
 
-@pytest.mark.parametrize("missing", ["@method", "@path", "content-digest", "wm-consumer.id"])
+@pytest.mark.parametrize(
+    "missing", ["@method", "@path", "content-type", "content-digest", "wm-consumer.id"]
+)
 def test_what_must_be_covered(
     sending: Sending, sign: Callable[..., dict[str, str]], missing: str
 ) -> None:
@@ -168,7 +181,7 @@ def test_what_must_be_covered(
         [("@target-uri", f"http://testserver{URL}")],
         [("@request-target", URL)],
         [("@path", URL), ("@authority", "testserver"), ("@scheme", "http"), ("@query", "?")],
-        [("@path", URL), ("content-type", "application/json")],
+        [("@path", URL), ("host", "testserver")],
         [("@path", URL), ("wm_consumer.id", CONSUMER)],
         [("@path", URL), ("wm-consumer-id", CONSUMER)],
     ],

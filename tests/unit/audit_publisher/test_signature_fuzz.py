@@ -90,6 +90,9 @@ def key_file(key: rsa.RSAPrivateKey, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
+SENT = {"Content-Type": "application/json"}
+
+
 def meta_of(headers: dict[str, str]) -> dict[str, str]:
     return {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()} | {
         "REQUEST_METHOD": "POST",
@@ -105,7 +108,7 @@ def meta_of(headers: dict[str, str]) -> dict[str, str]:
 @lru_cache
 def signed(key_file: Path, scheme: Scheme) -> tuple[tuple[str, str], ...]:
     signer = Signer(CONSUMER, "1", key_file, scheme, nonce=lambda: "nonce-1")
-    headers = signer.sign("POST", f"{PATH}?a=b", BODY, int(NOW * 1000))
+    headers = signer.sign("POST", f"{PATH}?a=b", BODY, int(NOW * 1000), SENT)
     return tuple(meta_of(headers).items())
 
 
