@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .names import CONTROL
+
+_LINE_END = re.compile(r"\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,9 @@ class Allowed:
         :raises ValueError: a line is no name, with a sentence that says which and why.
         """
         names, prefixes = set(), set()
-        for line in text.splitlines():
-            name = line.strip()
+        # At line feeds alone: what only looks like one must not hide a name from who reads it.
+        for line in _LINE_END.split(text):
+            name = line.strip(" \t")
             if not name:
                 continue
             if "*" in name[:-1]:

@@ -262,3 +262,10 @@ def test_what_was_there_goes_on_as_before(db: None) -> None:
 
 def test_the_migrations_say_what_the_models_say(db: None) -> None:
     call_command("makemigrations", "audit_publisher", check=True, dry_run=True, verbosity=0)
+
+
+@pytest.mark.parametrize("hidden", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r"])
+def test_only_line_feeds_end_a_name(hidden: str) -> None:
+    with pytest.raises(ValueError, match="control character"):
+        Allowed.parse(f"shop{hidden}cart")
+    assert Allowed.parse("shop\r\ncart").lines() == ["cart", "shop"]
