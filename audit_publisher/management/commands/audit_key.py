@@ -69,10 +69,13 @@ class Command(BaseCommand):
             choices=Consumer.Replay.values,
             help="What a request of it gets that was taken before.",
         )
-        add.add_argument("--not-before", help="ISO 8601 time; not valid earlier.")
-        add.add_argument("--not-after", help="ISO 8601 time; not valid later.")
+        add.add_argument("--not-before", help="ISO 8601 time; not valid earlier. '': no bound.")
+        add.add_argument("--not-after", help="ISO 8601 time; not valid later. '': no bound.")
         add.add_argument(
             "--replace", action="store_true", help="Replace another key of the same version."
+        )
+        add.add_argument(
+            "--reinstate", action="store_true", help="Take a revoked key into use again."
         )
 
         shown = actions.add_parser("list", help="Show consumers and their keys.")
@@ -130,10 +133,17 @@ class Command(BaseCommand):
                     f"{consumer} has another key of version {key.key_version}. Use a new "
                     "--key-version (both are valid until you revoke one), or --replace."
                 )
+            if key is not None and key.revoked and not options["reinstate"]:
+                raise CommandError(
+                    f"{consumer}: the key of version {key.key_version} is revoked. Register a new "
+                    "one with another --key-version; or, if the revoked one may be trusted, add "
+                    "--reinstate."
+                )
             key = key or ConsumerKey(consumer=consumer, key_version=options["key_version"])
             key.public_key, key.revoked = pem, False
-            key.not_before = _time(options["not_before"], "--not-before")
-            key.not_after = _time(options["not_after"], "--not-after")
+            for field, option in (("not_before", "--not-before"), ("not_after", "--not-after")):
+                if options[field] is not None:
+                    setattr(key, field, _time(options[field], option))
             _save(key)
         return [key]
 
@@ -169,8 +179,8 @@ def _save(instance: Consumer | ConsumerKey) -> None:
     instance.save()
 
 
-def _time(text: str | None, option: str) -> datetime | None:
-    if text is None:
+def _time(text: str, option: str) -> datetime | None:
+    if not text:
         return None
     try:
         found = datetime.fromisoformat(text)

@@ -62,7 +62,15 @@ def test_a_key_is_registered_listed_and_revoked(pem_file: Path) -> None:
     run("audit_key", "revoke", f"--consumer={CONSUMER}", "--key-version=1")
     assert json.loads(run("audit_key", "list", "--json"))[0]["state"] == "revoked"
     # Registering it again is how a revocation is undone.
-    run("audit_key", "add", f"--consumer={CONSUMER}", f"--public-key={pem_file}")
+    again = ("audit_key", "add", f"--consumer={CONSUMER}", f"--public-key={pem_file}")
+    with pytest.raises(CommandError, match="--reinstate"):
+        run(*again)
+    assert ConsumerKey.objects.get().revoked
+    run(*again, "--reinstate", "--not-after=2099-01-01")
+    run(*again)
+    assert str(ConsumerKey.objects.get().not_after) == "2099-01-01 00:00:00+00:00"
+    run(*again, "--not-after=")
+    assert ConsumerKey.objects.get().not_after is None
     assert ConsumerKey.objects.get().state == "valid"
     assert Consumer.objects.get().name == "Inventory API"
 
