@@ -52,6 +52,8 @@ _OPERATIONS = {
 }
 #: Seconds for which events are prepared before others get their turn.
 _TURN = 0.005
+#: Bytes of a body on any other path: of admin's forms, and of nobody else's.
+_MOST_BESIDE = 4 << 20
 #: Compressed bytes above which others are not made to wait for the decompression.
 _TURN_BYTES = 64 << 10
 _TRACE = ("traceparent", "tracestate")
@@ -134,7 +136,10 @@ class _Front:
         elif scope["type"] == "lifespan":
             await _live(receive, send)
             return
-        await self._application(scope, receive, send)
+        if _announced(scope) > _MOST_BESIDE:
+            await _answer_problem(Problem(413, "The body is too large.", field=""), scope, send)
+            return
+        await self._application(scope, _bounded(receive), send)
 
     async def _serve(
         self, operation: Operation, scope: Message, receive: Receive, send: Send
@@ -167,19 +172,7 @@ class _Front:
         metrics.requests(operation.name, status).inc()
         if status != 204:
             headers["Content-Length"] = str(len(content))
-        if scope["method"] == "HEAD":
-            content = b""
-        await send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [
-                    (name.encode("latin-1"), value.encode("latin-1"))
-                    for name, value in headers.items()
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": content})
+        await _send(scope, send, status, headers, content)
 
     async def _take(
         self, operation: Operation, request: Asked, sender: Sender, receive: Receive
@@ -201,6 +194,42 @@ class _Front:
                 del body, events
                 outcomes = await self._driver.publish(intake.items)
             return operation.answer(intake.results(outcomes))
+
+
+def _announced(scope: Message) -> int:
+    for name, value in scope.get("headers", ()):
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Let Django have so much of a body: it would put any on the disk before it looks who sends."""
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message if size <= _MOST_BESIDE else {"type": "http.disconnect"}
+
+    return bounded
+
+
+async def _answer_problem(problem: Problem, scope: Message, send: Send) -> None:
+    content = problem.content()
+    headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(len(content))}
+    await _send(scope, send, problem.status, headers | problem.all_headers(), content)
+
+
+async def _send(
+    scope: Message, send: Send, status: int, headers: dict[str, str], content: bytes
+) -> None:
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send(
+        {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content}
+    )
 
 
 def _sender_of(request: Asked) -> Sender:

@@ -58,7 +58,7 @@ def server(
         yield behind
         return
     with start(Proxy(behind.port, lossy=request.param == "nginx-default")) as proxy:
-        yield Server(proxy.port, behind.data)
+        yield Server(proxy.port, behind.data, behind.process)
 
 
 @pytest.fixture

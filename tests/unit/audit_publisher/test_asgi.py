@@ -93,6 +93,25 @@ def test_everything_else_is_djangos() -> None:
         assert ask(Caller(b"", path=path)) == (299, path.encode())
 
 
+def test_a_large_body_on_any_other_path_is_not_read() -> None:
+    caller = Caller(path="/admin/", headers=[(b"content-length", b"5000000")])
+    assert ask(caller)[0] == 413
+    assert caller.reads == 0
+
+    async def django(scope: Any, receive: Any, send: Any) -> None:
+        size = 0
+        while (message := await receive())["type"] == "http.request":
+            size += len(message["body"])
+        assert size < 5_000_000
+        await send({"type": "http.response.start", "status": 299, "headers": []})
+        await send({"type": "http.response.body", "body": b"cut off"})
+
+    caller = Caller(path="/v1/nothing")
+    for _ in range(50):
+        caller.say(b"x" * 100_000, more=True)
+    assert ask(caller, front(django)) == (299, b"cut off")
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
 def test_only_post(method: str) -> None:
     caller = Caller(b"", method=method)
