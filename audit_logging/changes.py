@@ -9,6 +9,7 @@ seen.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
 import sys
@@ -102,7 +103,7 @@ def acting(who: Actor) -> Iterator[None]:
 @contextmanager
 def because(reason: str) -> Iterator[None]:
     """Everything within is done for this reason, by whoever acts."""
-    with acting(replace(actor(), reason=_printable(reason).strip()[:_MOST_REASON])):
+    with acting(replace(actor(), reason=printable(reason).strip()[:_MOST_REASON])):
         yield
 
 
@@ -113,12 +114,13 @@ def actor_of(request: HttpRequest) -> Actor:
         name=str(user.get_username())[:200],
         user_id=str(user.pk or ""),
         address=str(request.META.get("REMOTE_ADDR", ""))[:64],
-        forwarded=_printable(request.META.get("HTTP_X_FORWARDED_FOR", ""))[:200],
-        reason=_printable(request.POST.get(REASON, "")).strip()[:_MOST_REASON],
+        forwarded=printable(request.META.get("HTTP_X_FORWARDED_FOR", ""))[:200],
+        reason=printable(request.POST.get(REASON, "")).strip()[:_MOST_REASON],
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` with a blank for each character that a terminal or a log would act upon."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -251,7 +253,11 @@ def plain(value: Any) -> Any:
 def _bounded(value: Any) -> Any:
     if not isinstance(value, str) or len(value) <= _MOST_VALUE:
         return value
-    return f"{value[:_MOST_VALUE]}… ({len(value)} characters)"
+    # Both ends, and what tells it from any other: what is in the middle can be compared.
+    half = _MOST_VALUE // 2
+    digest = hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()
+    cut = f"… ({len(value)} characters, SHA-256 {digest}) …"
+    return f"{value[:half]}{cut}{value[-half:]}"
 
 
 def _look(model: type[models.Model], using: str, keys: Sequence[Any]) -> dict[Any, _Row]:

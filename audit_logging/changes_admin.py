@@ -24,7 +24,7 @@ def acts(view: Callable[..., Any]) -> Callable[..., Any]:
             except PermissionDenied:
                 told = changes.Refused(
                     kind=self.model._meta.label_lower,
-                    what=f"{request.method} {request.path}"[:300],
+                    what=changes.printable(f"{request.method} {request.path}")[:300],
                     actor=changes.actor(),
                 )
                 changes.refused.send(sender=self.model, refused=told)

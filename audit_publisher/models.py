@@ -53,6 +53,10 @@ def validate_public_key(pem: str) -> None:
         raise ValidationError(str(error)) from error
 
 
+def _without_blanks(text: str) -> str:
+    return "\n".join(line for line in text.split("\n") if line.strip())
+
+
 class Consumer(Watched):
     """Somebody who publishes events: a service with its key, named by WM_CONSUMER.ID."""
 
@@ -133,6 +137,17 @@ class Consumer(Watched):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.consumer_id})" if self.name else self.consumer_id
+
+    def clean(self) -> None:
+        """Refuse a name that a terminal would act upon."""
+        if CONTROL.search(self.name):
+            raise ValidationError({"name": "It holds a control character."})
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save; without the blank lines, behind which a name could hide."""
+        self.service_names = _without_blanks(self.service_names)
+        self.caller_ids = _without_blanks(self.caller_ids)
+        super().save(*args, **kwargs)
 
     def services(self) -> Allowed:
         """The services it may publish for.
@@ -247,3 +262,8 @@ class TopicRoute(Watched):
 
     def __str__(self) -> str:
         return f"{self.service_name} → {self.topic}"
+
+    def clean(self) -> None:
+        """Refuse a service that a terminal would act upon; no event has such a name."""
+        if CONTROL.search(self.service_name):
+            raise ValidationError({"service_name": "It holds a control character."})

@@ -7,6 +7,7 @@ cannot be changed in one transaction, and a line too many is better than one too
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from . import codec, routing
 from .conf import conf
 from .exceptions import CodecError, PublisherError, RegistryError
 from .models import TrailLine
-from .names import check_topic_name
+from .names import CONTROL, check_topic_name
 from .routing import REQUEST_ID_HEADER
 from .spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
 from .trail import note
@@ -246,7 +247,13 @@ class Contents:
 
 def readable(event: dict[str, Any]) -> str:
     """An event, laid out for reading; times as ISO 8601."""
-    return json.dumps(event, indent=2, ensure_ascii=False, default=_plain)
+    text = json.dumps(event, indent=2, ensure_ascii=False, default=_plain)
+    # JSON leaves some that a terminal acts upon.
+    return "\n".join(CONTROL.sub(_escaped, line) for line in text.split("\n"))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _plain(value: Any) -> str:

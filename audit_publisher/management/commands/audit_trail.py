@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from audit_logging import uptake
+from audit_logging import changes, uptake
 from audit_publisher import trail
 
 
@@ -54,8 +54,8 @@ def _row(line: trail.TrailLine) -> str:
     )
     why = f"  ({line.reason})" if line.reason else ""
     row = f"{line.at:%Y-%m-%d %H:%M:%S}  {line}{why}  {fields}".rstrip()
-    # One line is one line, whatever the values hold.
-    return " ".join(row.splitlines())
+    # One line is one line, whatever the values hold, and the terminal obeys none of them.
+    return changes.printable(" ".join(row.splitlines()))
 
 
 def _since(text: str | None) -> datetime | None:

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, NotSupportedError, connection, transaction
 from django.test import Client
@@ -21,6 +22,7 @@ from audit_logging import changes
 from audit_logging.models import CaptureFlags, EndpointRule
 from audit_publisher import trail
 from audit_publisher.models import Consumer, ConsumerKey, TopicRoute, TrailLine
+from audit_publisher.spool_contents import readable
 from tests.unit.audit_publisher.conftest import CONSUMER
 from tests.unit.audit_publisher.operating import TRAIL, heard, person, send
 
@@ -179,7 +181,8 @@ def test_long_values_are_cut_but_their_difference_is_seen() -> None:
     consumer.service_names = "a" * 4999 + "b"
     consumer.save()
     (both,) = newest("consumer").fields.values()
-    assert all(len(value) < 4100 and value.endswith("(5000 characters)") for value in both)
+    assert all(len(value) < 4200 and "(5000 characters, SHA-256 " in value for value in both)
+    assert both[0] != both[1]
 
 
 # -- no change without its line -----------------------------------------------------------
@@ -459,3 +462,36 @@ def test_what_is_not_watched_is_not_told(route: TopicRoute) -> None:
     heard()
     User.objects.create_user("u").delete()
     assert count() == before
+
+
+# -- what is long, and what a terminal would obey -------------------------------------------
+
+
+def test_nothing_hides_behind_many_blank_lines(consumer: Consumer) -> None:
+    hidden = "shop" + "\n" * 5000 + "*"
+    Consumer.objects.update(service_names=hidden)
+    after = newest("consumer").fields["service_names"][1]
+    assert after.startswith("shop")
+    assert after.endswith("\n*")
+    assert "SHA-256" in after
+    consumer.service_names = hidden
+    consumer.save()
+    assert consumer.service_names == "shop\n*"
+
+
+def test_names_without_control_characters(consumer: Consumer, route: TopicRoute) -> None:
+    consumer.name = "a\x1b[2K"
+    route.service_name = "a\x1b[2K"
+    for row, field in ((consumer, "name"), (route, "service_name")):
+        with pytest.raises(ValidationError) as refused:
+            row.full_clean()
+        assert list(refused.value.message_dict) == [field]
+
+
+def test_a_terminal_is_told_nothing(consumer: Consumer) -> None:
+    consumer.name = "a\x1b[2Kb\x9bc\u202ed"
+    consumer.save()
+    out = StringIO()
+    call_command("audit_trail", stdout=out)
+    assert "a [2Kb c d" in out.getvalue()
+    assert readable({"path": "a\x1b\x9b\u202e"}) == '{\n  "path": "a\\u001b\\u009b\\u202e"\n}'
