@@ -193,7 +193,7 @@ class _Front:
                 # Records are made of them; until these are durable, nobody needs both.
                 del body, events
                 outcomes = await self._driver.publish(intake.items)
-            return operation.answer(intake.results(outcomes))
+            return operation.answer(intake.results(outcomes), sender)
 
 
 def _announced(scope: Message) -> int:

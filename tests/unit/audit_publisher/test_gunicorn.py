@@ -262,7 +262,7 @@ def test_a_key_revoked_in_the_admin_is_refused_within_seconds(
     while {server.post([*signed.items()], body())[0] for _ in range(8)} != {401}:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    key("add", f"--public-key={server.data / 'public.pem'}")
+    key("add", f"--public-key={server.data / 'public.pem'}", "--reinstate")
     deadline = time.monotonic() + 5
     while {server.post([*signed.items()], body())[0] for _ in range(8)} != {200}:
         assert time.monotonic() < deadline

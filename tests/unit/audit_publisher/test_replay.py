@@ -93,7 +93,6 @@ def test_what_was_not_taken_may_come_again_as_it_is(
 
 def test_a_batch_of_which_nothing_is_taken_is_not_used_up(sending: Sending) -> None:
     """Whoever makes a copy unreadable must not use up the honest request's claim."""
-    sending.api = Client()
     Consumer.objects.update(service_names="payments-api")
     authentication.refresh()
     body = b"[" + event_body() + b"," + event_body() + b"]"
