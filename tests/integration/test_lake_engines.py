@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 #: Services whose names some engine would read as another type or not at all.
-SERVICES = ("inventory-api", "007", "null", "2024-01-01", "prix/été", "true")
+SERVICES = ("inventory-api", "007", "null", "2024-01-01", "prix \\ été", "true")
 
 
 @dataclass

@@ -45,7 +45,8 @@ def _gunicorn(name: str, *arguments: str, asgi: bool = False, proxied: bool = Fa
 
 
 _THREADS = ("-k", "gthread", "--threads", "4")
-_UVICORN_WORKER = ("-k", "uvicorn.workers.UvicornWorker")
+# h11 lets every method through; httptools answers those that it does not know by itself.
+_UVICORN_WORKER = ("-k", "uvicorn.workers.UvicornH11Worker")
 
 SYNC = _gunicorn("gunicorn-sync", "-k", "sync")
 SYNC_PRELOAD = _gunicorn("gunicorn-sync-preload", "-k", "sync", "--preload")
@@ -158,7 +159,7 @@ class Served(Service):
             return [sys.executable, "-m", "gunicorn", *common, *self.kind.arguments, application]
         if self.kind.program == "uvicorn":
             host, port = address.split(":")
-            common = ["--host", host, "--port", port, "--no-access-log"]
+            common = ["--host", host, "--port", port, "--no-access-log", "--http", "h11"]
             return [sys.executable, "-m", "uvicorn", *common, *self.kind.arguments, application]
         common = ["--master", "--http-socket", address, "--processes", str(self._workers)]
         common += ["--module", application, "--virtualenv", sys.prefix, "--enable-threads"]
