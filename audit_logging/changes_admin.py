@@ -33,10 +33,8 @@ def acts(view: Callable[..., Any]) -> Callable[..., Any]:
     return inner
 
 
-class WatchedAdmin(admin.ModelAdmin):
-    """Admin of a watched model: changes carry the user, the address and, if given, the reason."""
-
-    change_form_template = "admin/audit_logging/watched_change_form.html"
+class ActingAdmin(admin.ModelAdmin):
+    """Admin whose pages all act as their user, and tell what was denied."""
 
     @acts
     def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -57,3 +55,9 @@ class WatchedAdmin(admin.ModelAdmin):
     def history_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Django's history of one row."""
         return super().history_view(request, *args, **kwargs)
+
+
+class WatchedAdmin(ActingAdmin):
+    """Admin of a watched model: changes carry the user, the address and, if given, the reason."""
+
+    change_form_template = "admin/audit_logging/watched_change_form.html"

@@ -240,8 +240,8 @@ class PublisherSettings(AppSettings):
     MAX_IN_FLIGHT_BYTES: int = option(
         64 << 20,
         "Bytes of request bodies that one process reads or makes durable at the same time, "
-        "decompressed; above it, requests are answered 429. Its memory is about three times that "
-        "at most.",
+        "decompressed; above it, requests are answered 429. Records, and the queues of both "
+        "regions' clients, come on top: about six times that in all.",
         unit="bytes",
         minimum=1 << 20,
     )

@@ -43,7 +43,7 @@ def live(request: HttpRequest) -> HttpResponse:
 def ready(request: HttpRequest) -> HttpResponse:
     """Some durable place takes events, and nothing is configured so that none ever would."""
     report = _report()
-    return answer(report, 200 if report["status"] != "failing" else 503)
+    return answer(_for(request, report), 200 if report["status"] != "failing" else 503)
 
 
 @require_safe
@@ -68,7 +68,34 @@ def startup(request: HttpRequest) -> HttpResponse:
             conf.STARTUP_SECONDS,
             " ".join(report["problems"]),
         )
-    return answer(report, 200 if _started else 503)
+    return answer(_for(request, report), 200 if _started else 503)
+
+
+class Said(str):
+    """What is wrong, with all that is known of it.
+
+    :ivar briefly: what everybody may know: settings and regions by name, and no address, path or
+        word of another server.
+    """
+
+    briefly: str
+
+    @classmethod
+    def of(cls, briefly: str, detail: object) -> Said:
+        """Return `briefly` with a detail that is for staff users and the log."""
+        said = cls(f"{briefly} {detail}")
+        said.briefly = briefly
+        return said
+
+
+def _for(request: HttpRequest, report: dict[str, Any]) -> dict[str, Any]:
+    """The report as this caller may see it. Probes ask without a session, and without the database
+    that a session is in."""
+    if getattr(getattr(request, "user", None), "is_staff", False):
+        return {**report, "problems": [str(each) for each in report["problems"]]}
+    brief = [each.briefly if isinstance(each, Said) else each for each in report["problems"]]
+    more = "Staff users see more here; so do the log and manage.py audit_doctor."
+    return {**report, "problems": brief} | ({"more": more} if brief else {})
 
 
 def _report() -> dict[str, Any]:
@@ -155,16 +182,17 @@ def readiness() -> dict[str, Any]:
         setting = f"AUDIT_PUBLISHER_{region.upper()}_URL"
         if state is None:
             # A probe must answer quickly: the background looks, and this waits for it.
-            failures.append(f"{setting}: {url} has not been looked at yet.")
+            failures.append(Said.of(f"{setting}: region {region} has not been looked at yet.", url))
         elif not up:
-            warnings.append(f"{setting}: {url} does not answer: {state.error}")
+            detail = f"{url}: {state.error}"
+            warnings.append(Said.of(f"{setting}: region {region} does not answer.", detail))
         else:
             said[region] = _topics.of(region, wanted, missing)
         warnings += [str(topics.missing(topic, region)) for topic in missing]
     wrong = [each for each in topics.problems(said, wanted) if each.kind in topics.HOLDS_UP]
     warnings += [str(each) for each in wrong if each.kind != "missing"]
     _at("The spool's disk")
-    spool_problem = publisher.spool.accepts()
+    spool_problem = _spool_problem(publisher.spool.accepts())
     records, size = (0, 0) if spool_problem else publisher.spool.size()
     drained = control.wishes().drained
     warnings += [
@@ -185,7 +213,8 @@ def readiness() -> dict[str, Any]:
         try:
             codec.schema_ids.get(topic)
         except RegistryError as error:
-            failures.append(f"AUDIT_PUBLISHER_REGISTRY_URL: {error}")
+            briefly = f"AUDIT_PUBLISHER_REGISTRY_URL: the schema of topic {topic} has no id yet."
+            failures.append(Said.of(briefly, error))
             break
     if conf.SIGNATURE != "off" and not authentication.known():
         failures.append("Public keys could not be read from Django's database even once.")
@@ -196,6 +225,13 @@ def readiness() -> dict[str, Any]:
         "spool": {"records": records, "bytes": size, "max_bytes": conf.SPOOL_MAX_BYTES},
         "time": int(time.time()),
     }
+
+
+def _spool_problem(problem: str) -> Said | None:
+    if not problem:
+        return None
+    setting, _, detail = problem.partition(": ")
+    return Said.of(f"{setting}: the spool takes nothing.", detail)
 
 
 def _at(what: str) -> None:

@@ -26,8 +26,17 @@ def validate_topic(name: str) -> None:
         raise ValidationError(str(error)) from error
 
 
+#: Characters of a list of names.
+MOST_NAMES_TEXT = 50_000
+
+
 def validate_names(text: str) -> None:
-    """Refuse what is no list of names."""
+    """Refuse what is no list of names, or more than anybody would read."""
+    if len(text) > MOST_NAMES_TEXT:
+        raise ValidationError(
+            f"The list has {len(text):,} characters; {MOST_NAMES_TEXT:,} are allowed. Use prefixes "
+            "such as shop-*."
+        )
     try:
         Allowed.parse(text)
     except ValueError as error:

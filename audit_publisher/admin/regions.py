@@ -18,29 +18,17 @@ from ..conf import conf
 from ..models import RegionWish
 from ..overview import Overview, look
 from ..region_actions import ACTIONS, DRAIN, FAIL_BACK, FAIL_OVER, TAKE_BACK, carry_out, plan
+from .showing import ShowingAdmin
 
 CONTROL = "audit_publisher.control_regions"
 
 
 @admin.register(RegionWish)
-class RegionAdmin(admin.ModelAdmin):
+class RegionAdmin(ShowingAdmin):
     """Shows regions; what is done to them goes through a page that asks first."""
 
     class Media:
-        css = {"all": ["audit_logging/flags.css", "audit_publisher/operation.css"]}
         js = ["audit_logging/flags.js"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Regions come from the settings."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nothing is edited here; see :meth:`action_view`."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Regions come from the settings."""
-        return False
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Whoever may do something to regions may see them, too."""

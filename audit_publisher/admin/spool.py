@@ -23,6 +23,7 @@ from ..overview import look
 from ..routing import topics
 from ..spool import REFUSED
 from ..spool_contents import Contents, Unwilling, readable
+from .showing import ShowingAdmin
 
 READ = "audit_publisher.read_spooled_events"
 CONTROL = "audit_publisher.control_spool"
@@ -32,23 +33,8 @@ _SHOWN = 200_000
 
 
 @admin.register(SpoolPage)
-class SpoolAdmin(admin.ModelAdmin):
+class SpoolAdmin(ShowingAdmin):
     """Shows the spool; what is done to refused records goes through a page that asks first."""
-
-    class Media:
-        css = {"all": ["audit_logging/flags.css", "audit_publisher/operation.css"]}
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Publishers fill it."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nothing is edited."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """See :meth:`refused_view`."""
-        return False
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Whoever may read events or decide about them may see the page, too."""

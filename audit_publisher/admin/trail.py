@@ -12,15 +12,14 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.timezone import template_localtime
 
-from audit_logging.changes_admin import acts
-
 from ..models import TrailLine
+from .showing import ShowingAdmin
 
 _SHOWN = 300
 
 
 @admin.register(TrailLine)
-class TrailAdmin(admin.ModelAdmin):
+class TrailAdmin(ShowingAdmin):
     """Shows who changed what; superusers neither."""
 
     list_display = ("when", "who", "thing", "said", "reason")
@@ -38,22 +37,6 @@ class TrailAdmin(admin.ModelAdmin):
     )  # fmt: skip
     readonly_fields = fields
 
-    class Media:
-        css = {"all": ["audit_logging/flags.css", "audit_publisher/operation.css"]}
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Lines are written with what they tell of."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody edits a line."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody deletes a line."""
-        return False
-
-    @acts
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> Any:

@@ -495,3 +495,17 @@ def test_a_terminal_is_told_nothing(consumer: Consumer) -> None:
     call_command("audit_trail", stdout=out)
     assert "a [2Kb c d" in out.getvalue()
     assert readable({"path": "a\x1b\x9b\u202e"}) == '{\n  "path": "a\\u001b\\u009b\\u202e"\n}'
+
+
+@pytest.mark.parametrize("page", ["", "1/change/", "1/history/", "1/delete/", "add/"])
+def test_who_is_kept_from_the_trail_itself_is_in_it_once(route: TopicRoute, page: str) -> None:
+    line = newest()
+    before = count()
+    assert person("nobody").get(f"{TRAIL}{page.replace('1', str(line.pk))}").status_code == 403
+    assert count() == before + 1
+
+
+def test_a_list_of_names_is_bounded() -> None:
+    consumer = Consumer(consumer_id="c", service_names="x\n" * 30_000)
+    with pytest.raises(ValidationError, match="50,000 are allowed"):
+        consumer.full_clean()
