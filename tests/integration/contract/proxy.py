@@ -2,36 +2,10 @@
 
 from __future__ import annotations
 
+from tests.integration import nginx
 from tests.integration.servers.kinds import NGINX
 from tests.services import processes
 from tests.services.base import HOST, Service
-
-_CONFIG = """
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_max_body_size 16m;
-    client_body_temp_path {folder}/nginx-body;
-    proxy_temp_path {folder}/nginx-proxy;
-    fastcgi_temp_path {folder}/nginx-fastcgi;
-    uwsgi_temp_path {folder}/nginx-uwsgi;
-    scgi_temp_path {folder}/nginx-scgi;
-    {names}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://127.0.0.1:{inner};
-            proxy_http_version 1.1;
-            proxy_set_header Host $host;
-            proxy_set_header Connection "";
-        }}
-    }}
-}}
-"""
 
 
 class Proxy(Service):
@@ -57,9 +31,8 @@ class Proxy(Service):
         assert self.root is not None
         config = self.root / "nginx.conf"
         names = "" if self._lossy else "ignore_invalid_headers off; underscores_in_headers on;"
-        config.write_text(
-            _CONFIG.format(folder=self.root, port=self.port, inner=self._inner, names=names)
-        )
+        http = f"client_max_body_size 16m; {names}"
+        config.write_text(nginx.config(self.root, self.port, self._inner, http=http))
         self.spawn([NGINX.ensure(), "-c", config, "-p", self.root])
 
     def ask(self) -> None:

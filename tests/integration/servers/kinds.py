@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.integration import nginx
 from tests.integration.servers import records, wire
 from tests.services import processes
 from tests.services.base import HOST, Service
@@ -27,6 +28,8 @@ class Kind:
     """One way to serve the project.
 
     :ivar forks: there is a master that starts workers, and starts them again.
+    :ivar any_method: methods that nobody knows reach the application; uvicorn with httptools, which
+        its worker has, answers them by itself.
     """
 
     name: str
@@ -35,18 +38,19 @@ class Kind:
     arguments: tuple[str, ...] = ()
     proxied: bool = False
     forks: bool = True
+    any_method: bool = True
 
     def __str__(self) -> str:
         return self.name
 
 
 def _gunicorn(name: str, *arguments: str, asgi: bool = False, proxied: bool = False) -> Kind:
-    return Kind(name, "gunicorn", asgi, arguments, proxied)
+    any_method = arguments[:2] != _UVICORN_WORKER
+    return Kind(name, "gunicorn", asgi, arguments, proxied, any_method=any_method)
 
 
 _THREADS = ("-k", "gthread", "--threads", "4")
-# h11 lets every method through; httptools answers those that it does not know by itself.
-_UVICORN_WORKER = ("-k", "uvicorn.workers.UvicornH11Worker")
+_UVICORN_WORKER = ("-k", "uvicorn_worker.UvicornWorker")
 
 SYNC = _gunicorn("gunicorn-sync", "-k", "sync")
 SYNC_PRELOAD = _gunicorn("gunicorn-sync-preload", "-k", "sync", "--preload")
@@ -170,7 +174,15 @@ class Served(Service):
 
     def _proxy(self) -> None:
         config = self.folder / "nginx.conf"
-        config.write_text(_NGINX.format(folder=self.folder, port=self.port, inner=self._inner_port))
+        config.write_text(
+            nginx.config(
+                self.folder,
+                self.port,
+                self._inner_port,
+                http="underscores_in_headers on;",
+                location="proxy_request_buffering off; proxy_buffering off;",
+            )
+        )
         self.spawn([NGINX.ensure(), "-c", config, "-p", self.folder])
 
     # -- looking --------------------------------------------------------------------------
@@ -239,32 +251,3 @@ def wait_for_exit(pid: int, timeout: float = 20.0) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"process {pid} did not end within {timeout:g} s")
         time.sleep(0.01)
-
-
-_NGINX = """
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/nginx-body;
-    proxy_temp_path {folder}/nginx-proxy;
-    fastcgi_temp_path {folder}/nginx-fastcgi;
-    uwsgi_temp_path {folder}/nginx-uwsgi;
-    scgi_temp_path {folder}/nginx-scgi;
-    underscores_in_headers on;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://127.0.0.1:{inner};
-            proxy_http_version 1.1;
-            proxy_set_header Host $host;
-            proxy_set_header Connection "";
-            proxy_request_buffering off;
-            proxy_buffering off;
-        }}
-    }}
-}}
-"""
