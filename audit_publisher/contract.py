@@ -7,6 +7,8 @@ from typing import Any
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter
 
+from audit_logging.fitting import LIMIT_HEADER
+
 from .names import CONTROL
 from .problem_kinds import KINDS
 
@@ -132,7 +134,8 @@ EVENT: dict[str, Any] = {
     "tags": ["events"],
     "summary": "Take one event",
     "description": "A 2xx answer means that the event is durable: `published` is acknowledged by "
-    "a region of the event log, `spooled` is on the publisher's disk." + _ONCE,
+    "a region of the event log, `spooled` is on the publisher's disk. Each answer of these "
+    f"operations says in `{LIMIT_HEADER}` how many bytes an event may have." + _ONCE,
     "parameters": _HEADERS,
     "request": {"application/json": _ref("LogEvent")},
     "responses": _responses({(200, "application/json"): _ref("Published")}, *_EVENTS),

@@ -347,7 +347,8 @@ _KINDS = (
         "headers-too-large",
         431,
         "The headers are too large",
-        "One header is larger than 8,190 bytes, or there are more than 100.",
+        "One header is larger than 8,190 bytes, there are more than 100, or all together have more "
+        "than 32 KB.",
         "Send fewer or shorter headers.",
     ),
     Kind(

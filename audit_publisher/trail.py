@@ -164,8 +164,8 @@ def lines(since: datetime | None = None, after: int = 0) -> Iterator[TrailLine]:
 
 
 def to_json(line: TrailLine) -> str:
-    """A line as one line of JSON."""
-    return json.dumps(line.document(), ensure_ascii=False, cls=DjangoJSONEncoder)
+    """A line as one line of JSON, in ASCII: a terminal acts upon no part of it."""
+    return json.dumps(line.document(), cls=DjangoJSONEncoder)
 
 
 def connect() -> None:
