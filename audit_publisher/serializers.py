@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from .conf import conf
 from .exceptions import InvalidEvent, TooManyItems
-from .names import has_control, header_key
+from .names import has_control
 
 T = TypeVar("T")
 
@@ -267,14 +267,6 @@ def micros(seconds: int | float) -> int:
         return seconds * 1_000_000
     whole = int(seconds)
     return whole * 1_000_000 + round((seconds - whole) * 1_000_000)
-
-
-def find_header(headers: Mapping[str, str] | None, name: str) -> str | None:
-    """The value of a header in any spelling, or None; `name` as :func:`header_key` gives it."""
-    for candidate, value in (headers or {}).items():
-        if header_key(candidate) == name:
-            return value
-    return None
 
 
 def to_avro(

@@ -68,6 +68,8 @@ class Way:
         self._reason = "region_unavailable"
         self._region = ""
         self._began = 0.0
+        #: Whether a region has yet to answer: one that answers and then fails has answered.
+        self._asked = False
 
     def go_on(self) -> None:
         """Try the next place."""
@@ -77,6 +79,7 @@ class Way:
             if self._publisher.allows(region, self._topic):
                 self._region = region
                 self._began = time.perf_counter()
+                self._asked = True
                 self._publisher.submit_to(region, self._topic, self._waiting(), self._answered)
                 return
         self._publisher.writer.add(self._topic, self._waiting(), self._spooled)
@@ -88,6 +91,9 @@ class Way:
 
     def _answered(self, errors: Errors) -> None:
         """A region said what became of what it got."""
+        if not self._asked:
+            return
+        self._asked = False
         region = self._region
         metrics.append_seconds(region).observe(time.perf_counter() - self._began)
         self._publisher.heard(region, self._topic, errors, len(self._waiting()))

@@ -519,3 +519,30 @@ def test_what_waits_for_the_disk_is_bounded(setup: Setup) -> None:
     writer.add(TOPIC, [Record(b"x" * 60)], told.append)
     eventually(lambda: len(told) == 4)
     assert told[2:] == [None, None]
+
+
+def test_a_region_that_answers_and_then_fails_has_answered(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def submit(topic: str, records: Any, done: Any) -> None:
+        done({})
+        raise RuntimeError("too late")
+
+    asked: list[Any] = []
+    monkeypatch.setattr(setup.primary, "submit", submit)
+    monkeypatch.setattr(setup.secondary, "submit", lambda *args: asked.append(args))
+    setup.publisher.submit([(TOPIC, Record(b"1"))], told.append)
+    assert [[each.region for each in outcomes] for outcomes in told] == [["primary"]]
+    assert asked == []
+
+
+def test_a_region_that_fails_at_once_leaves_it_to_the_next(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(topic: str, records: Any, done: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(setup.primary, "submit", submit)
+    assert setup.publish(b"1") == ["secondary"]
