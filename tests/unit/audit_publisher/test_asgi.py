@@ -109,6 +109,7 @@ def test_a_large_body_on_any_other_path_is_not_read() -> None:
     caller = Caller(path="/v1/nothing")
     for _ in range(50):
         caller.say(b"x" * 100_000, more=True)
+    caller.messages.put_nowait({"type": "http.disconnect"})
     assert ask(caller, front(django)) == (299, b"cut off")
 
 
