@@ -114,7 +114,8 @@ class Intake:
         """
         end = len(self._events)
         for index in range(self._next, len(self._events)):
-            if time.perf_counter() > until:
+            # One at least, or a turn that is too short would be the first of endless many.
+            if index > self._next and time.perf_counter() > until:
                 end = index
                 break
             data = self._events[index]
