@@ -28,10 +28,10 @@ def manage(data: Path, *arguments: str, **options: str) -> str:
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")}
         | {"DJANGO_SETTINGS_MODULE": "config.settings", "AUDIT_DATA_DIR": str(data), **options},
-        check=True,
         capture_output=True,
         text=True,
     )
+    assert found.returncode == 0, found.stderr
     return found.stdout
 
 
@@ -77,12 +77,18 @@ def test_regions_are_drained_and_taken_back_in_every_process(tmp_path: Path) -> 
 
     with serve(tmp_path, pem, **options) as server:
         assert publish(server) == "primary"
+        # Until both workers have seen both regions, the command asks back whether it is meant.
+        eventually(
+            lambda: [each["takes_records"] for each in listed()["regions"]] == [2, 2],
+            timeout=30,
+            message=lambda: str(listed()),
+        )
         region("fail-over", "secondary", "--reason=slow disks")
-        eventually(lambda: everywhere(server, "secondary"))
+        eventually(lambda: everywhere(server, "secondary"), timeout=30)
         region("drain", "secondary", "--reason=new disks")
-        eventually(lambda: everywhere(server, "primary"))
+        eventually(lambda: everywhere(server, "primary"), timeout=30)
         region("drain", "primary", "--reason=both halls", "--yes")
-        eventually(lambda: everywhere(server, "spooled"))
+        eventually(lambda: everywhere(server, "spooled"), timeout=30)
         eventually(
             lambda: (
                 [
@@ -97,7 +103,7 @@ def test_regions_are_drained_and_taken_back_in_every_process(tmp_path: Path) -> 
         )
         # A drained region gets nothing of what waits, either; back again, it gets all of it.
         region("take-back", "primary", "--reason=done")
-        eventually(lambda: everywhere(server, "primary"))
+        eventually(lambda: everywhere(server, "primary"), timeout=30)
         eventually(
             lambda: (
                 not json.loads(
