@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from audit_publisher import eventlog, publish, routing
+from audit_publisher import eventlog, publish, routing, warm
 from audit_publisher.admission import Admission
 from audit_publisher.asgi import front
 from audit_publisher.body import BodyReader
 from audit_publisher.eventlog.base import EventLog, Record
+from audit_publisher.models import RegionWish
 from audit_publisher.problems import Problem
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, URL, Configure, stored
@@ -357,3 +358,15 @@ def test_the_servers_own_messages_are_answered() -> None:
         return sent
 
     assert asyncio.run(run()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_drained_region_gets_nothing_from_a_process_that_starts(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the loop nobody may ask the database: what is wanted is read before."""
+    configure(SECONDARY_URL=f"local://{publish.conf.DATA_DIR}/second.sqlite3")
+    RegionWish.objects.create(region="primary", drained=True)
+    monkeypatch.setattr(publish.Publisher, "start", lambda self: None)
+    monkeypatch.setattr(warm, "_warm", 0)
+    warm.warm_up()
+    assert ask(Caller(event()))[1]["region"] == "secondary"
