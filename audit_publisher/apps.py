@@ -12,8 +12,8 @@ class AuditPublisherConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, trail  # noqa: F401
         from .conf import conf
+        from .operating import trail
 
         trail.connect()
         conf.enforce()

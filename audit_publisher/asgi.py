@@ -24,20 +24,20 @@ from django.http.request import split_domain_port, validate_host
 from audit_logging import tracing
 
 from . import authentication, metrics, operations
-from .admission import Admission, Place
-from .body import BodyReader
 from .conf import conf
+from .durable.outcome import Outcome
+from .durable.ways import no_news
 from .exceptions import without_frames
+from .http.admission import Admission, Place
+from .http.body import BodyReader
+from .http.problems import CONTENT_TYPE, Problem, not_allowed
+from .http.refusals import unknown_host
+from .http.warm import warm_up
+from .identity.senders import Sender
 from .intake import Intake
 from .names import OUR_HEADERS, header_key
 from .operations import Operation
-from .outcome import Outcome
-from .problems import CONTENT_TYPE, Problem, not_allowed
 from .publish import get_publisher
-from .refusals import unknown_host
-from .senders import Sender
-from .warm import warm_up
-from .ways import no_news
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,15 @@ from rest_framework.request import Request
 
 from audit_logging import signing
 
-from . import consumers, metrics
-from .allowed import EVERY
+from . import metrics
 from .conf import conf
-from .consumers import KnownConsumer, known, refresh
-from .message_verification import BODILESS, is_signed, verify_message
-from .problems import Problem
-from .senders import CHALLENGE, Sender, refused, report
-from .signatures import SignatureRefused, verify_legacy
+from .http.problems import Problem
+from .identity import consumers
+from .identity.allowed import EVERY
+from .identity.consumers import KnownConsumer, known, refresh
+from .identity.message_verification import BODILESS, is_signed, verify_message
+from .identity.senders import CHALLENGE, Sender, refused, report
+from .identity.signatures import SignatureRefused, verify_legacy
 
 __all__ = ["Sender", "SignatureAuthentication", "identify", "known", "refresh"]
 

@@ -84,8 +84,9 @@ def check_regions(**kwargs: Any) -> list[CheckMessage]:
     """E004, E006, E008, W002, W003: regions and topics, asked for real."""
     if conf.problems() or check_combinations():
         return []
-    from . import eventlog, routing, topics
+    from . import eventlog, routing
     from .exceptions import EventLogError
+    from .operating import topics
 
     found: list[CheckMessage] = []
     answers: dict[str, topics.Answer] = {}

@@ -17,10 +17,10 @@ from typing import Any
 import fastavro
 from django.core.signals import setting_changed
 
-from .avro_writer import NotCompiled, Writer, compile_writer
+from .avro.registry import get_registry
+from .avro.writer import NotCompiled, Writer, compile_writer
 from .conf import PublisherSettings
 from .exceptions import CodecError, RegistryError, RegistryUnavailable
-from .registry import get_registry
 
 logger = logging.getLogger(__name__)
 

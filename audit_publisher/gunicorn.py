@@ -69,7 +69,7 @@ server.enforce()
 wsgi_app = server.APP
 bind = server.BIND
 workers = server.WORKERS
-worker_class = "audit_publisher.worker.Worker"
+worker_class = "audit_publisher.http.worker.Worker"
 timeout = server.TIMEOUT
 graceful_timeout = server.GRACEFUL_TIMEOUT
 keepalive = server.KEEPALIVE
@@ -101,7 +101,7 @@ def _remove(folder: str, pid: int) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Be ready before the first request: keys, routes, the schema's id and the regions' state."""
-    from audit_publisher.warm import warm_up
+    from audit_publisher.http.warm import warm_up
 
     warm_up()
     # What is there now stays. To go through all of it again and again, looking for garbage, would

@@ -11,11 +11,13 @@ from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from . import authentication, codec, control, eventlog, routing, topics
-from .bounded import Look
+from . import authentication, codec, eventlog, routing
 from .conf import PublisherSettings, conf
+from .durable import control
 from .exceptions import EventLogError, RegistryError
-from .problems import answer
+from .http.problems import answer
+from .operating import topics
+from .operating.bounded import Look
 from .publish import get_publisher
 
 logger = logging.getLogger(__name__)

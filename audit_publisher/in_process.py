@@ -19,9 +19,9 @@ from audit_logging.fitting import fit_batch
 from audit_logging.outcome import Delivered, Refusal
 
 from . import routing
-from .allowed import EVERY
 from .authentication import Sender
 from .conf import conf
+from .identity.allowed import EVERY
 from .intake import RETRY_AFTER, error_of, problem_of, take
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from audit_logging.spool import Record
 from . import metrics, producer_records, routing
 from .authentication import Sender
 from .conf import conf
+from .durable.outcome import Outcome
 from .exceptions import (
     Backpressure,
     CodecError,
@@ -24,8 +25,7 @@ from .exceptions import (
     StorageExhausted,
     without_frames,
 )
-from .outcome import Outcome
-from .problems import Problem
+from .http.problems import Problem
 from .producer_records import is_producer_record, parse_producer_record
 from .publish import get_publisher
 from .serializers import micros, parse_event, request_id_of

@@ -10,12 +10,12 @@ from django.utils import timezone
 
 from audit_logging.changes import Watched
 
-from .allowed import Allowed
-from .control_models import PublisherProcess as PublisherProcess
-from .control_models import RegionWish as RegionWish
-from .control_models import SpoolPage as SpoolPage
+from .identity.allowed import Allowed
 from .names import CONTROL, check_topic_name
-from .trail import TrailLine as TrailLine
+from .operating.control_models import PublisherProcess as PublisherProcess
+from .operating.control_models import RegionWish as RegionWish
+from .operating.control_models import SpoolPage as SpoolPage
+from .operating.trail import TrailLine as TrailLine
 
 
 def validate_topic(name: str) -> None:
@@ -54,7 +54,7 @@ def validate_header_text(value: str) -> None:
 
 def validate_public_key(pem: str) -> None:
     """Refuse what is not an RSA public key of 2048 bits or more, in PEM."""
-    from .keys import load_public_key
+    from .identity.keys import load_public_key
 
     try:
         load_public_key(pem)
@@ -229,7 +229,7 @@ class ConsumerKey(Watched):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the key, to compare with the consumer's own."""
-        from .keys import fingerprint
+        from .identity.keys import fingerprint
 
         return fingerprint(self.public_key)
 

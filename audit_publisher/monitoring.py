@@ -8,7 +8,7 @@ from django.views.decorators.http import require_safe
 from audit_logging import monitoring
 
 from .conf import conf
-from .problems import Problem
+from .http.problems import Problem
 
 
 @require_safe

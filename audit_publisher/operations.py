@@ -12,10 +12,10 @@ from audit_logging.fitting import LIMIT_HEADER
 
 from .conf import conf
 from .exceptions import AmbiguousHeader, InvalidHeader, TooManyItems
+from .http.problems import Problem
+from .identity.senders import Sender
 from .intake import Result, error_of, problem_of
-from .problems import Problem
 from .routing import TRACE, http_headers
-from .senders import Sender
 from .serializers import split_array, split_lines
 
 JSON = "application/json"

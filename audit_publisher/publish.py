@@ -20,16 +20,17 @@ from audit_logging.background import Loop
 from audit_logging.exceptions import SpoolError
 from audit_logging.spool import Record, StoredRecord
 
-from . import control, eventlog, metrics, routing
-from .breaker import Breaker
+from . import eventlog, metrics, routing
 from .conf import PublisherSettings, conf
+from .durable import control
+from .durable.breaker import Breaker
+from .durable.outcome import Outcome
+from .durable.spool import Spool
+from .durable.spool_writer import SpoolWriter
+from .durable.ways import Tell, Together, Way, no_news
 from .eventlog import EventLog, Receipt
 from .eventlog.base import Errors
 from .exceptions import EventLogError, RecordRejected, RegionUnavailable, UnknownTopic
-from .outcome import Outcome
-from .spool import Spool
-from .spool_writer import SpoolWriter
-from .ways import Tell, Together, Way, no_news
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from django.urls import path, re_path, register_converter
 from django.urls.converters import StringConverter
 
-from . import health, monitoring, openapi
+from . import health, monitoring
+from .http import openapi
+from .http.refusals import only_get, unknown_path
 from .names import CONTROL
-from .refusals import only_get, unknown_path
 from .views import BatchView, ConfigView, EventView, LegacyEventView
 
 

@@ -19,14 +19,15 @@ from rest_framework.views import APIView
 
 from audit_logging import tracing, uptake
 
-from . import contract, metrics, operations
+from . import metrics, operations
 from .authentication import Sender, SignatureAuthentication
-from .body import read_body
 from .conf import PublisherSettings
 from .flags import Board, FlagsCache, matches
+from .http import contract
+from .http.body import read_body
+from .http.problems import Problem, not_allowed
 from .intake import take
 from .operations import JSON, Operation
-from .problems import Problem, not_allowed
 
 logger = logging.getLogger(__name__)
 

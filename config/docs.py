@@ -197,7 +197,7 @@ def render_metrics() -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated page by its file."""
-    from audit_publisher import api_page
+    from audit_publisher.http import api_page
 
     return {
         PAGE: render(),

@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from audit_publisher import refusals
+from audit_publisher.http import refusals
 
 # Clients of the publisher get problem details from Django itself, too.
 handler400 = refusals.handler400

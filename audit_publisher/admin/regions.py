@@ -16,8 +16,16 @@ from audit_logging.changes_admin import acts
 
 from ..conf import conf
 from ..models import RegionWish
-from ..overview import Overview, look
-from ..region_actions import ACTIONS, DRAIN, FAIL_BACK, FAIL_OVER, TAKE_BACK, carry_out, plan
+from ..operating.overview import Overview, look
+from ..operating.region_actions import (
+    ACTIONS,
+    DRAIN,
+    FAIL_BACK,
+    FAIL_OVER,
+    TAKE_BACK,
+    carry_out,
+    plan,
+)
 from .showing import ShowingAdmin
 
 CONTROL = "audit_publisher.control_regions"

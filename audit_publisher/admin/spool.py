@@ -16,13 +16,13 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from audit_logging.changes_admin import acts
 from audit_logging.exceptions import SpoolError
 
-from ..chart import chart
 from ..conf import conf
+from ..durable.spool import REFUSED
 from ..models import SpoolPage
-from ..overview import look
+from ..operating.chart import chart
+from ..operating.overview import look
+from ..operating.spool_contents import Contents, Unwilling, readable
 from ..routing import topics
-from ..spool import REFUSED
-from ..spool_contents import Contents, Unwilling, readable
 from .showing import ShowingAdmin
 
 READ = "audit_publisher.read_spooled_events"

@@ -9,10 +9,11 @@ from typing import Any
 
 from audit_logging.doctor.examinations import Asked, Finding, examine, failure, ok, warning
 
-from .. import eventlog, routing, topics
+from .. import eventlog, routing
 from ..conf import conf
 from ..eventlog import TopicFacts
 from ..exceptions import EventLogError
+from ..operating import topics
 
 
 @examine("topics", "regions", seconds=20)
@@ -125,7 +126,7 @@ def spool(asked: Asked) -> Iterator[Finding]:
     """What waits on this host for a region, and whether there is room for more."""
     if conf.problems():
         return
-    from ..spool import Spool
+    from ..durable.spool import Spool
 
     folder = conf.spool_dir()
     if not folder.exists():

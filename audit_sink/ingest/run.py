@@ -218,7 +218,7 @@ class _Worker:
             return None, [], 0
         import pyarrow as pa
 
-        from audit_publisher.registry import get_registry
+        from audit_publisher.avro.registry import get_registry
 
         from .decode import decode
         from .dedup import request_keys, take_ownership

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from audit_publisher.avro.registry import Registry
 from audit_publisher.codec import SCHEMA_PATH, schema_text
 from audit_publisher.exceptions import RegistryUnavailable, SchemaIncompatible, UnknownSchema
-from audit_publisher.registry import Registry
 
 VERSIONS = sorted((SCHEMA_PATH.parent / "versions").glob("*.avsc"), key=lambda path: int(path.stem))
 

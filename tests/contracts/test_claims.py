@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from audit_publisher.replay import BUSY, TAKEN, CacheClaims, Claim, Claims, Memory
-from audit_publisher.replay_file import FileClaims
+from audit_publisher.identity.replay import BUSY, TAKEN, CacheClaims, Claim, Claims, Memory
+from audit_publisher.identity.replay_file import FileClaims
 from tests.services.fixtures import serve
 from tests.services.redis import Redis
 

@@ -14,10 +14,10 @@ from urllib.error import HTTPError
 
 import pytest
 
-from audit_publisher import registry as module
+from audit_publisher.avro import registry as module
+from audit_publisher.avro.registry import ConfluentRegistry, FolderRegistry, Registry
 from audit_publisher.codec import schema_text
 from audit_publisher.exceptions import RegistryUnavailable, SchemaIncompatible
-from audit_publisher.registry import ConfluentRegistry, FolderRegistry, Registry
 from tests.contracts.registry import OpenRegistry, RegistryContract, changed
 
 

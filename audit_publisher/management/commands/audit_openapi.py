@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from audit_publisher import openapi
+from audit_publisher.http import openapi
 
 
 class Command(BaseCommand):

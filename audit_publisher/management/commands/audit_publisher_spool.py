@@ -10,9 +10,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audit_logging import changes
 from audit_logging.exceptions import SpoolError
+from audit_publisher.durable.spool import REFUSED
 from audit_publisher.exceptions import PublisherError
-from audit_publisher.spool import REFUSED
-from audit_publisher.spool_contents import Contents, readable
+from audit_publisher.operating.spool_contents import Contents, readable
 
 #: Records that --offsets may name.
 _MOST = 100_000

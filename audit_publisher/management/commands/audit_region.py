@@ -9,8 +9,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 
 from audit_logging import changes
-from audit_publisher.overview import Overview, look
-from audit_publisher.region_actions import ACTIONS, carry_out, plan
+from audit_publisher.operating.overview import Overview, look
+from audit_publisher.operating.region_actions import ACTIONS, carry_out, plan
 
 
 class Command(BaseCommand):

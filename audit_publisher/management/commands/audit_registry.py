@@ -7,9 +7,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audit_publisher import routing
+from audit_publisher.avro.registry import ConfluentRegistry, open_registry
 from audit_publisher.codec import schema_text
 from audit_publisher.exceptions import RegistryError
-from audit_publisher.registry import ConfluentRegistry, open_registry
 
 
 class Command(BaseCommand):

@@ -11,7 +11,7 @@ from audit_publisher import eventlog, routing
 from audit_publisher.conf import conf
 from audit_publisher.exceptions import EventLogError
 from audit_publisher.names import DEAD_LETTER_SUFFIX
-from audit_publisher.topics import Answer, problems, wanted
+from audit_publisher.operating.topics import Answer, problems, wanted
 
 
 class Command(BaseCommand):

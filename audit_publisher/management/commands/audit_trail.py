@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
 from audit_logging import changes, uptake
-from audit_publisher import trail
+from audit_publisher.operating import trail
 
 
 class Command(BaseCommand):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from audit_publisher import api_page
-from audit_publisher.problem_kinds import KINDS
+from audit_publisher.http import api_page
+from audit_publisher.http.problem_kinds import KINDS
 from tests.integration.servers import wire
 from tests.unit.audit_publisher.conftest import CONSUMER, URL
 from tests.unit.audit_publisher.served import Server, serve

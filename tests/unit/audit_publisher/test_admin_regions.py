@@ -13,13 +13,13 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from audit_logging.background import Loop
-from audit_publisher import control
-from audit_publisher.control import Wishes
+from audit_publisher.durable import control
+from audit_publisher.durable.control import Wishes
 from audit_publisher.health import readiness
 from audit_publisher.models import RegionWish, TrailLine
-from audit_publisher.overview import look
+from audit_publisher.operating.overview import look
+from audit_publisher.operating.region_actions import carry_out, plan
 from audit_publisher.publish import get_publisher
-from audit_publisher.region_actions import carry_out, plan
 from tests.unit.audit_publisher.operating import DOWN, REGIONS, heard, person, send
 
 pytestmark = pytest.mark.django_db

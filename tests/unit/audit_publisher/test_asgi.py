@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from audit_publisher import eventlog, publish, routing, warm
-from audit_publisher.admission import Admission
+from audit_publisher import eventlog, publish, routing
 from audit_publisher.asgi import front
-from audit_publisher.body import BodyReader
 from audit_publisher.eventlog.base import EventLog, Record
+from audit_publisher.http import warm
+from audit_publisher.http.admission import Admission
+from audit_publisher.http.body import BodyReader
+from audit_publisher.http.problems import Problem
 from audit_publisher.models import RegionWish
-from audit_publisher.problems import Problem
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, URL, Configure, stored
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit_publisher import codec
+from audit_publisher.avro.compatibility import backward_problems
 from audit_publisher.codec import SCHEMA_PATH
-from audit_publisher.compatibility import backward_problems
 from audit_publisher.exceptions import InvalidEvent
 from audit_publisher.serializers import micros, parse_event
 from audit_publisher.testing import make_event, make_record

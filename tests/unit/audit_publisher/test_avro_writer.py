@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from audit_publisher import codec
-from audit_publisher.avro_writer import NotCompiled, compile_writer, long
+from audit_publisher.avro.writer import NotCompiled, compile_writer, long
 
 SCHEMA = json.loads(codec.SCHEMA_PATH.read_text())
 LONG = st.integers(-(2**63), 2**63 - 1)

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audit_publisher.allowed import Allowed
-from audit_publisher.body import BodyReader
 from audit_publisher.conf import conf
 from audit_publisher.exceptions import InvalidEvent, TooManyItems
+from audit_publisher.http.body import BodyReader
+from audit_publisher.http.problems import Problem
+from audit_publisher.identity.allowed import Allowed
+from audit_publisher.identity.senders import Sender
 from audit_publisher.intake import take
 from audit_publisher.operations import BATCH, EVENT, JSON, NDJSON
-from audit_publisher.problems import Problem
 from audit_publisher.producer_records import is_producer_record
-from audit_publisher.senders import Sender
 from audit_publisher.serializers import parse_event, request_id_of, split_array, split_lines
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import Configure, stored

@@ -11,10 +11,11 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 
 from audit_logging.background import Loop
-from audit_publisher import control, reports
-from audit_publisher.control import NOTHING, Wishes, arranged
+from audit_publisher.durable import control
+from audit_publisher.durable.control import NOTHING, Wishes, arranged
 from audit_publisher.models import PublisherProcess, RegionWish
-from audit_publisher.reports import Hour, Reporter, prune
+from audit_publisher.operating import reports
+from audit_publisher.operating.reports import Hour, Reporter, prune
 from tests.unit.audit_publisher.test_publish import DOWN, TOPIC, Setup
 
 REGIONS = ("primary", "secondary")

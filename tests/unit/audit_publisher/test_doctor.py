@@ -16,9 +16,9 @@ from audit_logging.doctor import hiding
 from audit_logging.doctor.examinations import Asked, Finding
 from audit_publisher import codec, eventlog, routing
 from audit_publisher.doctor import disk, keys, regions, registry, tls
+from audit_publisher.durable.spool import Record, Spool
 from audit_publisher.eventlog.local import LocalEventLog
 from audit_publisher.models import Consumer, TopicRoute
-from audit_publisher.spool import Record, Spool
 from tests.unit.audit_logging.test_doctor import certificate
 from tests.unit.audit_publisher.conftest import Configure
 

@@ -254,7 +254,7 @@ def test_what_hangs_holds_no_probe(
         goes_on.wait(60)
         return ""
 
-    monkeypatch.setattr("audit_publisher.spool.Spool.accepts", hang)
+    monkeypatch.setattr("audit_publisher.durable.spool.Spool.accepts", hang)
     try:
         # The last answer holds for a while, and then nobody may believe it any more.
         assert api.get("/health/ready").status_code == 200

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka import KafkaError
 
+from audit_publisher.durable.outcome import Outcome
+from audit_publisher.durable.spool import Spool
 from audit_publisher.eventlog.base import Record
 from audit_publisher.eventlog.kafka import KafkaEventLog
 from audit_publisher.eventlog.kafka_errors import classify
@@ -19,9 +21,7 @@ from audit_publisher.exceptions import (
     RegionUnavailable,
     UnknownTopic,
 )
-from audit_publisher.outcome import Outcome
 from audit_publisher.publish import Publisher
-from audit_publisher.spool import Spool
 from tests.support import eventually
 from tests.unit.audit_publisher.mock_cluster import INIT_PRODUCER_ID, PRODUCE, MockCluster
 

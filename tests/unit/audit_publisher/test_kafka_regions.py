@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from audit_publisher.durable.spool import Spool
 from audit_publisher.eventlog import EventLog, Limits, Record
 from audit_publisher.eventlog.kafka import KafkaEventLog
 from audit_publisher.publish import Publisher
-from audit_publisher.spool import Spool
 from tests.services.fixtures import serve
 from tests.services.kafka import Kafka
 

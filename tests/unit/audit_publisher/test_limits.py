@@ -13,13 +13,14 @@ from audit_logging.batch import Batch
 from audit_logging.conf import LoggingSettings
 from audit_logging.fitting import LIMIT_HEADER
 from audit_logging.publisher_client import Publisher
-from audit_publisher import metrics, routing, topics
+from audit_publisher import metrics, routing
 from audit_publisher.codec import decode
 from audit_publisher.conf import conf
 from audit_publisher.eventlog import TopicFacts
 from audit_publisher.in_process import EventLog as InProcess
+from audit_publisher.operating import topics
+from audit_publisher.operating.topics import ENVELOPE_BYTES, problems
 from audit_publisher.testing import make_event
-from audit_publisher.topics import ENVELOPE_BYTES, problems
 from tests.unit.audit_publisher.conftest import BATCH, URL, Configure, stored
 from tests.unit.audit_publisher.test_deliveries import keys, make, url
 from tests.unit.audit_publisher.test_views import post

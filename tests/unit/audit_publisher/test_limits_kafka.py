@@ -16,10 +16,11 @@ from audit_logging.batch import Batch
 from audit_logging.conf import LoggingSettings
 from audit_logging.doctor.examinations import Asked
 from audit_logging.event import AuditEvent, EventBuilder
-from audit_publisher import checks, eventlog, health, metrics, publish, topics
+from audit_publisher import checks, eventlog, health, metrics, publish
 from audit_publisher.codec import decode
 from audit_publisher.doctor import regions as doctor
 from audit_publisher.eventlog import Limits
+from audit_publisher.operating import topics
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, URL, Configure
 from tests.unit.audit_publisher.test_views import post

@@ -17,8 +17,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from audit_publisher import openapi
-from audit_publisher.problem_kinds import KINDS
+from audit_publisher.http import openapi
+from audit_publisher.http.problem_kinds import KINDS
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, LEGACY, URL, Configure
 from tests.unit.audit_publisher.test_views import post
@@ -128,8 +128,8 @@ def test_many_that_ask_first_all_get_it() -> None:
     script = """
 import threading, django
 django.setup()
-from audit_publisher import openapi
-from audit_publisher.problem_kinds import KINDS
+from audit_publisher.http import openapi
+from audit_publisher.http.problem_kinds import KINDS
 found, barrier = [], threading.Barrier(8)
 def ask():
     barrier.wait()

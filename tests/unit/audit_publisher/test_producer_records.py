@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from audit_logging import monitoring
 from audit_logging.conf import LoggingSettings
 from audit_logging.producers import Producer
-from audit_publisher import intake, openapi
+from audit_publisher import intake
 from audit_publisher.authentication import Sender
+from audit_publisher.http import openapi
 from audit_publisher.producer_records import MAX_BYTES, is_producer_record
 from audit_publisher.testing import make_event, make_producer_record
 from tests.unit.audit_publisher.conftest import BATCH, LEGACY, URL, stored

@@ -11,7 +11,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from audit_logging.exceptions import SpoolUnavailable
-from audit_publisher.breaker import Breaker
+from audit_publisher.durable.breaker import Breaker
+from audit_publisher.durable.spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
+from audit_publisher.durable.spool_writer import SpoolWriter
 from audit_publisher.eventlog import Receipt, Record
 from audit_publisher.eventlog.local import LocalEventLog
 from audit_publisher.exceptions import (
@@ -23,8 +25,6 @@ from audit_publisher.exceptions import (
     StorageExhausted,
 )
 from audit_publisher.publish import Publisher
-from audit_publisher.spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
-from audit_publisher.spool_writer import SpoolWriter
 from tests.support import eventually
 
 TOPIC = "events"

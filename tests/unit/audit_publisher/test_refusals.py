@@ -12,9 +12,9 @@ from django.core.exceptions import PermissionDenied, RequestDataTooBig, TooManyF
 from django.test import Client
 
 import audit_publisher
-from audit_publisher import openapi, refusals
-from audit_publisher.problem_kinds import KINDS, kind_of
-from audit_publisher.problems import Problem
+from audit_publisher.http import openapi, refusals
+from audit_publisher.http.problem_kinds import KINDS, kind_of
+from audit_publisher.http.problems import Problem
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import BATCH, LEGACY, URL, Configure
 from tests.unit.audit_publisher.test_views import post, problem

@@ -18,13 +18,14 @@ from django.core.cache import caches
 from django.test import Client
 from prometheus_client import REGISTRY
 
-from audit_publisher import authentication, publish, replay, replay_file
+from audit_publisher import authentication, publish
 from audit_publisher.conf import PublisherSettings, conf
 from audit_publisher.exceptions import StorageExhausted
+from audit_publisher.identity import replay, replay_file
+from audit_publisher.identity.replay import BUSY, LEASE, TAKEN, CacheClaims, Claim, Claims, Memory
+from audit_publisher.identity.replay_file import FileClaims
 from audit_publisher.models import Consumer
 from audit_publisher.publish import Outcome
-from audit_publisher.replay import BUSY, LEASE, TAKEN, CacheClaims, Claim, Claims, Memory
-from audit_publisher.replay_file import FileClaims
 from tests.unit.audit_publisher.conftest import BATCH, Configure, stored
 from tests.unit.audit_publisher.signed import LEGACY, PSS, Sending, counted, event_body, refusal
 

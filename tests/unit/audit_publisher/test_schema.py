@@ -14,10 +14,11 @@ from avro.schema import parse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit_publisher import codec, openapi
+from audit_publisher import codec
+from audit_publisher.avro.compatibility import backward_problems
 from audit_publisher.codec import SCHEMA_PATH
-from audit_publisher.compatibility import backward_problems
 from audit_publisher.exceptions import CodecError, RegistryError
+from audit_publisher.http import openapi
 from audit_publisher.serializers import LogEvent, parse_event
 from audit_publisher.testing import make_event, make_record
 

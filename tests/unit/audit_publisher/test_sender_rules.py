@@ -16,7 +16,7 @@ from django.db import connection
 from django.test import Client
 
 from audit_publisher import authentication
-from audit_publisher.allowed import EVERY, Allowed
+from audit_publisher.identity.allowed import EVERY, Allowed
 from audit_publisher.models import Consumer
 from audit_publisher.testing import make_event, make_producer_record
 from tests.unit.audit_publisher.conftest import BATCH, CONSUMER, Configure, stored

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit_logging.signing import Scheme, Signer
-from audit_publisher import structured_fields
-from audit_publisher.allowed import EVERY
-from audit_publisher.consumers import Key, KnownConsumer
-from audit_publisher.message_verification import is_signed, verify_message
-from audit_publisher.signatures import Proof, SignatureRefused, verify_legacy
-from audit_publisher.structured_fields import (
+from audit_publisher.identity import structured_fields
+from audit_publisher.identity.allowed import EVERY
+from audit_publisher.identity.consumers import Key, KnownConsumer
+from audit_publisher.identity.message_verification import is_signed, verify_message
+from audit_publisher.identity.signatures import Proof, SignatureRefused, verify_legacy
+from audit_publisher.identity.structured_fields import (
     MAX_LENGTH,
     InnerList,
     Malformed,

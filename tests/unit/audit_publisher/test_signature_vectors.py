@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from audit_logging import message_signatures as messages
-from audit_publisher import message_verification
-from audit_publisher.keys import load_public_key, verifies
-from audit_publisher.structured_fields import Malformed, byte_sequences, inner_lists
+from audit_publisher.identity import message_verification
+from audit_publisher.identity.keys import load_public_key, verifies
+from audit_publisher.identity.structured_fields import Malformed, byte_sequences, inner_lists
 
 RSA = """-----BEGIN RSA PUBLIC KEY-----
 MIIBCgKCAQEAhAKYdtoeoy8zcAcR874L8cnZxKzAGwd7v36APp7Pv6Q2jdsPBRrw

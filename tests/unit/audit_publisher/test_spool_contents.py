@@ -16,13 +16,13 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
 
 from audit_publisher import routing
-from audit_publisher.chart import HEIGHT, chart
 from audit_publisher.conf import conf
+from audit_publisher.durable.spool import REFUSED, Spool
 from audit_publisher.models import TopicRoute, TrailLine
+from audit_publisher.operating.chart import HEIGHT, chart
+from audit_publisher.operating.spool_contents import Contents, Unwilling
 from audit_publisher.publish import get_publisher
 from audit_publisher.serializers import parse_event
-from audit_publisher.spool import REFUSED, Spool
-from audit_publisher.spool_contents import Contents, Unwilling
 from tests.unit.audit_publisher.operating import SPOOL, TRAIL, heard, person, send
 
 pytestmark = pytest.mark.django_db
@@ -206,7 +206,7 @@ def test_nothing_is_done_that_cannot_be_noted(spool: Spool, fill: Fill) -> None:
 
 
 def test_many_are_moved_in_parts(spool: Spool, fill: Fill, monkeypatch: Any) -> None:
-    monkeypatch.setattr("audit_publisher.spool_contents._BATCH", 2)
+    monkeypatch.setattr("audit_publisher.operating.spool_contents._BATCH", 2)
     fill(5, refuse=True)
     assert Contents().redrive(None) == 5
     assert TrailLine.objects.filter(action="redriven").count() == 3

@@ -20,9 +20,9 @@ from django.utils import timezone
 
 from audit_logging import changes
 from audit_logging.models import CaptureFlags, EndpointRule
-from audit_publisher import trail
 from audit_publisher.models import Consumer, ConsumerKey, TopicRoute, TrailLine
-from audit_publisher.spool_contents import readable
+from audit_publisher.operating import trail
+from audit_publisher.operating.spool_contents import readable
 from tests.unit.audit_publisher.conftest import CONSUMER
 from tests.unit.audit_publisher.operating import TRAIL, heard, person, send
 

@@ -17,8 +17,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from audit_logging.signing import Signer
+from audit_publisher.http.worker import Protocol, Worker
 from audit_publisher.testing import make_event
-from audit_publisher.worker import Protocol, Worker
 from tests.unit.audit_publisher.conftest import CONSUMER, URL
 from tests.unit.audit_publisher.served import Server, serve
 

@@ -209,7 +209,7 @@ def test_poison_stays_poison_when_its_range_is_done_again(world: World) -> None:
     with armed("after_upload"):
         world.ingest()
     # The schema becomes known in between: the file that is there must not become another one.
-    from audit_publisher.registry import get_registry
+    from audit_publisher.avro.registry import get_registry
 
     text = get_registry().schema(1)
     folder = world.folder / "publisher" / "schemas"

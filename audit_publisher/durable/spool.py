@@ -15,7 +15,7 @@ from audit_logging.exceptions import SpoolError, SpoolFull
 from audit_logging.spool import DurableQueue, Record, StoredRecord
 from audit_logging.spool_moves import move
 
-from .exceptions import StorageExhausted
+from ..exceptions import StorageExhausted
 
 #: Records that no region will ever take; kept for people to look at.
 REFUSED = "#refused"

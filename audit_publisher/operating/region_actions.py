@@ -10,9 +10,9 @@ from django.utils import timezone
 
 from audit_logging import changes
 
-from .conf import conf
-from .control import Wishes, arranged
-from .models import RegionWish
+from ..conf import conf
+from ..durable.control import Wishes, arranged
+from ..models import RegionWish
 from .overview import Overview
 
 DRAIN, TAKE_BACK, FAIL_OVER, FAIL_BACK = "drain", "take-back", "fail-over", "fail-back"

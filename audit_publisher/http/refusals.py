@@ -2,7 +2,7 @@
 
 A project names the handlers in its root URLconf::
 
-    from audit_publisher.refusals import handler400, handler403, handler404, handler500
+    from audit_publisher.http.refusals import handler400, handler403, handler404, handler500
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from audit_logging import signing
 
-from .conf import conf
+from ..conf import conf
 from .consumers import Key, KnownConsumer
 from .keys import verifies
 

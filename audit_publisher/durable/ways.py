@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from audit_logging.spool import Record
 
-from . import metrics
-from .eventlog.base import Errors
-from .exceptions import (
+from .. import metrics
+from ..eventlog.base import Errors
+from ..exceptions import (
     Backpressure,
     PublisherError,
     RecordRejected,
@@ -26,7 +26,7 @@ from .exceptions import (
 from .outcome import Outcome
 
 if TYPE_CHECKING:
-    from .publish import Publisher
+    from ..publish import Publisher
 
 SPOOLED = Outcome("spooled")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from .remembered import Remembered
+from ..remembered import Remembered
 
 Writer = Callable[[Mapping[str, Any]], bytes]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .exceptions import PublisherError
+from ..exceptions import PublisherError
 
 Status = Literal["published", "spooled", "rejected"]
 

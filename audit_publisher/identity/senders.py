@@ -6,9 +6,9 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from . import metrics
+from .. import metrics
+from ..http.problems import Problem
 from .allowed import Allowed
-from .problems import Problem
 from .replay import TAKEN, Claim, get_memory
 from .signatures import Proof, SignatureRefused
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from . import metrics
-from .conf import conf
+from .. import metrics
+from ..conf import conf
 from .problems import Problem
 
 #: Seconds after which one that was sent away should come again.

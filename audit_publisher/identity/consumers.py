@@ -13,8 +13,8 @@ from django.db import close_old_connections
 
 from audit_logging.background import Snapshot
 
+from ..conf import PublisherSettings, conf
 from .allowed import Allowed
-from .conf import PublisherSettings, conf
 from .keys import load_public_key
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def _parsed(pem: str) -> Any:
 
 
 def _load() -> Mapping[str, KnownConsumer]:
-    from .models import Consumer
+    from ..models import Consumer
 
     found = {}
     for consumer in Consumer.objects.prefetch_related("keys"):

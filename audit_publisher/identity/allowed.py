@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .names import CONTROL
+from ..names import CONTROL
 
 _LINE_END = re.compile(r"\r?\n")
 

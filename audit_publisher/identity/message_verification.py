@@ -10,10 +10,10 @@ from urllib.parse import quote, unquote
 from audit_logging import message_signatures as messages
 from audit_logging import signing
 
+from ..names import OUR_HEADERS, header_key
+from ..routing import FORWARDED
 from .consumers import KnownConsumer
 from .keys import verifies
-from .names import OUR_HEADERS, header_key
-from .routing import FORWARDED
 from .signatures import (
     DIGESTS,
     Proof,

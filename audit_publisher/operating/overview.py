@@ -10,9 +10,9 @@ from typing import Any
 
 from audit_logging import uptake
 
-from .conf import conf
-from .control import Wishes, arranged, wished
-from .models import PublisherProcess, RegionWish
+from ..conf import conf
+from ..durable.control import Wishes, arranged, wished
+from ..models import PublisherProcess, RegionWish
 from .reports import STALE
 
 #: Processes that a page lists.

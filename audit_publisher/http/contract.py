@@ -9,7 +9,7 @@ from drf_spectacular.utils import OpenApiParameter
 
 from audit_logging.fitting import LIMIT_HEADER
 
-from .names import CONTROL
+from ..names import CONTROL
 from .problem_kinds import KINDS
 
 #: What names and ids may hold.

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from . import routing
-from .conf import conf
-from .eventlog import MAX_RECORD_BYTES, TopicFacts
-from .names import DEAD_LETTER_SUFFIX
+from .. import routing
+from ..conf import conf
+from ..eventlog import MAX_RECORD_BYTES, TopicFacts
+from ..names import DEAD_LETTER_SUFFIX
 
 #: What a record may have more than its event's JSON: the key (a service's and an endpoint's name
 #: once more), the forwarded headers, the fields that Avro always writes, and what Kafka adds to a

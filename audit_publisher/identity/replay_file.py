@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from . import metrics
+from .. import metrics
 
 _ENTRY = struct.Struct("<16sdQ")
 _WAYS = 16
@@ -49,7 +49,7 @@ class FileClaims:
         self._locks: dict[int, threading.Lock] = {}
 
     def claim(self, key: bytes, token: int, now: float, until: float) -> str | None:
-        """See :class:`~audit_publisher.replay.Claims`.
+        """See :class:`~audit_publisher.identity.replay.Claims`.
 
         :raises OSError: the file cannot be used.
         """
@@ -73,11 +73,11 @@ class FileClaims:
         return None
 
     def keep(self, key: bytes, token: int, now: float, until: float) -> None:
-        """See :class:`~audit_publisher.replay.Claims`."""
+        """See :class:`~audit_publisher.identity.replay.Claims`."""
         self._write(key, None, until, _KEPT)
 
     def release(self, key: bytes, token: int) -> None:
-        """See :class:`~audit_publisher.replay.Claims`."""
+        """See :class:`~audit_publisher.identity.replay.Claims`."""
         self._write(key, token, 0.0, _KEPT)
 
     def _write(self, key: bytes, owner: int | None, until: float, token: int) -> None:

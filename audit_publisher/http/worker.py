@@ -390,14 +390,14 @@ class Worker(UvicornWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        from .gunicorn import server
+        from ..gunicorn import server
 
         self.read_timeout: float = server.READ_TIMEOUT
         # To uvicorn none would be for ever.
         self.config.timeout_graceful_shutdown = max(self.cfg.graceful_timeout, _QUICK_STOP_SECONDS)
 
     async def _serve(self) -> None:
-        from .conf import conf
+        from ..conf import conf
 
         Protocol.most_late = conf.MAX_BATCH_BYTES + (1 << 20)
         self.config.app = self.wsgi

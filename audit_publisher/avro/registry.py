@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
+from ..conf import PublisherSettings, conf
+from ..exceptions import RegistryError, RegistryUnavailable, SchemaIncompatible, UnknownSchema
 from .compatibility import backward_problems
-from .conf import PublisherSettings, conf
-from .exceptions import RegistryError, RegistryUnavailable, SchemaIncompatible, UnknownSchema
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from audit_logging.exceptions import SpoolFull
 from audit_logging.spool import Record
 
-from .exceptions import StorageExhausted
+from ..exceptions import StorageExhausted
 from .spool import Spool
 
 logger = logging.getLogger(__name__)

@@ -19,11 +19,12 @@ from audit_logging.chance import chance
 from audit_logging.exceptions import SpoolError
 from audit_logging.flags import in_test_run
 
-from . import control, metrics
-from .spool import REFUSED
+from .. import metrics
+from ..durable import control
+from ..durable.spool import REFUSED
 
 if TYPE_CHECKING:
-    from .publish import Publisher
+    from ..publish import Publisher
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ def store(state: State, minutes: list[list[int]]) -> None:
     """
     from django.db import router
 
-    from .models import PublisherProcess
+    from ..models import PublisherProcess
 
     me = uptake.report_of_this_process("", "", "")
     rows = PublisherProcess.objects.using(router.db_for_write(PublisherProcess))
@@ -271,7 +272,7 @@ def prune(now: float | None = None) -> int:
     """
     from django.db import router
 
-    from .models import PublisherProcess
+    from ..models import PublisherProcess
 
     rows = PublisherProcess.objects.using(router.db_for_write(PublisherProcess))
     limit = uptake.moment(time.time() if now is None else now) - timedelta(seconds=FORGET)

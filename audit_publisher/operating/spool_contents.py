@@ -20,13 +20,13 @@ from audit_logging.spool import DurableQueue, Header, StoredRecord
 from audit_logging.spool_looks import heads
 from audit_logging.spool_moves import move
 
-from . import codec, routing
-from .conf import conf
-from .exceptions import CodecError, PublisherError, RegistryError
-from .models import TrailLine
-from .names import CONTROL, check_topic_name
-from .routing import REQUEST_ID_HEADER
-from .spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
+from .. import codec, routing
+from ..conf import conf
+from ..durable.spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
+from ..exceptions import CodecError, PublisherError, RegistryError
+from ..models import TrailLine
+from ..names import CONTROL, check_topic_name
+from ..routing import REQUEST_ID_HEADER
 from .trail import note
 
 #: What the trail calls it.

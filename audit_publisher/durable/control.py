@@ -18,10 +18,10 @@ from django.db import close_old_connections
 
 from audit_logging.background import Snapshot
 
-from .conf import PublisherSettings, conf
+from ..conf import PublisherSettings, conf
 
 if TYPE_CHECKING:
-    from .publish import Publisher
+    from ..publish import Publisher
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def wished(rows: Iterable[tuple[str, bool, bool]]) -> Wishes:
 
 
 def _load() -> Wishes:
-    from .models import RegionWish
+    from ..models import RegionWish
 
     return wished(RegionWish.objects.values_list("region", "drained", "first"))
 
@@ -111,7 +111,7 @@ def takes(region: str) -> bool:
 
 def report(publisher: Publisher) -> None:
     """Have operators' pages show what this process sees, from now on; never raises or waits."""
-    from .reports import reporter
+    from ..operating.reports import reporter
 
     reporter.tell(publisher)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 
-from . import codec, consumers, control, routing
-from .exceptions import RegistryError, RegistryUnavailable
-from .publish import get_publisher
+from .. import codec, routing
+from ..durable import control
+from ..exceptions import RegistryError, RegistryUnavailable
+from ..identity import consumers
+from ..publish import get_publisher
 
 logger = logging.getLogger(__name__)
 

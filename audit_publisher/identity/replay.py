@@ -21,8 +21,8 @@ from typing import Protocol
 
 from django.core.signals import setting_changed
 
-from . import metrics
-from .conf import PublisherSettings, conf
+from .. import metrics
+from ..conf import PublisherSettings, conf
 from .replay_file import FileClaims
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,9 @@ import msgspec
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from .codec import SCHEMA_PATH
+from ..codec import SCHEMA_PATH
+from ..producer_records import ProducerRecord
+from ..serializers import EARLIEST, LATEST, WITHOUT_CONTROL, LogEvent
 from .contract import (
     ANSWER_HEADERS,
     ANSWERS,
@@ -25,11 +27,9 @@ from .contract import (
     SIGNATURE_HEADERS,
 )
 from .problem_kinds import KINDS
-from .producer_records import ProducerRecord
-from .serializers import EARLIEST, LATEST, WITHOUT_CONTROL, LogEvent
 
 #: The committed copy; `manage.py audit_openapi` writes it.
-DOCUMENT_PATH = Path(__file__).parent / "openapi.json"
+DOCUMENT_PATH = Path(__file__).parents[1] / "openapi.json"
 
 
 # The generator loads its extensions at first use, and two threads would see half of them.
@@ -46,7 +46,7 @@ def document() -> dict[str, Any]:
 def _document() -> dict[str, Any]:
     from drf_spectacular.generators import SchemaGenerator
 
-    from .urls import operations
+    from ..urls import operations
 
     generated = SchemaGenerator(patterns=operations).get_schema(request=None, public=True)
     made: dict[str, Any] = json.loads(json.dumps(generated))

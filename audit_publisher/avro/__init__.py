@@ -1,0 +1,1 @@
+"""The event's binary form: the schema's own encoder, the registry, and what readers can bear."""
