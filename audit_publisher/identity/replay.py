@@ -17,7 +17,8 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 from django.core.signals import setting_changed
 
@@ -27,10 +28,16 @@ from .replay_file import FileClaims
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds after which a claim that nobody settled lapses; longer than any request takes.
 LEASE = 45.0
 #: Seconds for which a store that failed is not asked.
 PAUSE = 5.0
+#: Seconds that a cache may take to answer. Its client's own limit may be longer, or none.
+PATIENCE = 1.0
+#: Questions that may wait for a cache at a time, in one process.
+_ASKERS = 8
 
 #: What a claim may come to, beside a token.
 TAKEN, BUSY = "taken", "busy"
@@ -56,12 +63,26 @@ class CacheClaims:
     """Claims in one of Django's caches, for publishers on several hosts.
 
     :param alias: of CACHES.
+    :param patience: seconds after which a question counts as failed.
     """
 
-    def __init__(self, alias: str) -> None:
+    def __init__(self, alias: str, patience: float = PATIENCE) -> None:
         from django.core.cache import caches
 
-        self._cache = caches[alias]
+        # Whether it exists is told now. Each thread has a client of its own.
+        caches[alias]
+        self._cache: Callable[[], Any] = lambda: caches[alias]
+        self._patience = patience
+        # A question that nobody answers keeps its thread, and those behind it give up in time.
+        self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="audit replay cache")
+
+    def _ask(self, look: Callable[..., T], *arguments: Any) -> T:
+        asked = self._askers.submit(look, *arguments)
+        try:
+            return asked.result(self._patience)
+        except TimeoutError:
+            asked.cancel()
+            raise TimeoutError(f"no answer within {self._patience:g} s") from None
 
     @staticmethod
     def _name(key: bytes) -> str:
@@ -69,24 +90,31 @@ class CacheClaims:
 
     def claim(self, key: bytes, token: int, now: float, until: float) -> str | None:
         """See :class:`Claims`."""
-        name = self._name(key)
+        return self._ask(self._claim, self._name(key), token, until - now)
+
+    def _claim(self, name: str, token: int, seconds: float) -> str | None:
+        cache = self._cache()
         # Whoever adds is the first: the one thing that caches do in one step.
-        if self._cache.add(name, token, max(1, round(until - now + 0.5))):
+        if cache.add(name, token, max(1, round(seconds + 0.5))):
             return None
-        found = self._cache.get(name)
+        found = cache.get(name)
         if found is None:
             raise LookupError("the cache neither takes a claim nor has one")
         return TAKEN if found == 0 else BUSY
 
     def keep(self, key: bytes, token: int, now: float, until: float) -> None:
         """See :class:`Claims`."""
-        self._cache.set(self._name(key), 0, max(1, round(until - now + 0.5)))
+        seconds = max(1, round(until - now + 0.5))
+        self._ask(lambda: self._cache().set(self._name(key), 0, seconds))
 
     def release(self, key: bytes, token: int) -> None:
         """See :class:`Claims`."""
-        name = self._name(key)
-        if self._cache.get(name) == token:
-            self._cache.delete(name)
+        self._ask(self._release, self._name(key), token)
+
+    def _release(self, name: str, token: int) -> None:
+        cache = self._cache()
+        if cache.get(name) == token:
+            cache.delete(name)
 
 
 class Claim:

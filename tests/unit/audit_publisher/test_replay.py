@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -406,3 +407,23 @@ def test_a_fork_goes_on_claiming(tmp_path: Path) -> None:
 def test_the_file_lies_with_the_spool() -> None:
     replay.get_memory().claim(b"x", time.time() + 10)
     assert (conf.spool_dir() / "replays-1.bin").exists()
+
+
+def test_a_cache_that_hangs_holds_no_request(settings: Any) -> None:
+    # It takes connections, and never answers: a server that is stopped, or cut off.
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        settings.CACHES = {
+            **settings.CACHES,
+            "silent": {
+                "BACKEND": "django.core.cache.backends.redis.RedisCache",
+                "LOCATION": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
+            },
+        }
+        clock = [0.0]
+        memory = Memory(lambda: CacheClaims("silent", patience=0.05), lambda: clock[0])
+        before = unseen("store")
+        # More than there are threads for, each after the pause: none waits for those before.
+        for _ in range(12):
+            clock[0] += replay.PAUSE
+            assert memory.claim(b"a request", clock[0] + 300) is None
+        assert unseen("store") == before + 12
