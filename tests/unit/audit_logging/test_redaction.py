@@ -303,7 +303,7 @@ def test_markup_without_secrets_is_unchanged() -> None:
         (b"not gzip", JSON, "gzip", "omitted_parse"),
         (gzip.compress(b"{}", mtime=0)[:-4], JSON, "gzip", "omitted_parse"),
         (
-            gzip.compress(b'{"a": 1}', mtime=0) + gzip.compress(b'{"b": 1}'),
+            gzip.compress(b'{"a": 1}', mtime=0) + gzip.compress(b'{"b": 1}', mtime=0),
             JSON,
             "gzip",
             "omitted_parse",
