@@ -13,13 +13,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
-
-from django.conf import settings
-from django.core.signals import setting_changed
-from django.http.request import split_domain_port, validate_host
 
 from audit_logging import tracing
 
@@ -29,6 +25,7 @@ from .durable.outcome import Outcome
 from .durable.ways import no_news
 from .exceptions import without_frames
 from .http.admission import Admission, Place
+from .http.beside import Application, Beside, Message, Receive, Send, answer, is_ours
 from .http.body import BodyReader
 from .http.problems import CONTENT_TYPE, Problem, not_allowed
 from .http.refusals import unknown_host
@@ -42,21 +39,15 @@ from .publish import get_publisher
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
-
 _OPERATIONS = {
     f"/{each.path}": each for each in (operations.EVENT, operations.BATCH, operations.LEGACY)
 }
 #: Seconds for which events are prepared before others get their turn.
 _TURN = 0.005
-#: Bytes of a body on any other path: of admin's forms, and of nobody else's.
-_MOST_BESIDE = 4 << 20
 #: Compressed bytes above which others are not made to wait for the decompression.
 _TURN_BYTES = 64 << 10
 _TRACE = ("traceparent", "tracestate")
+_CONTINUE, _CHUNKED = "100-continue", "chunked"
 #: Seconds between looks for delivery reports, with some awaited and without.
 _BUSY, _IDLE = 0.002, 0.02
 #: Of so many of these looks one shows what is under way.
@@ -108,18 +99,9 @@ def _meta_name(raw: bytes) -> str:
     return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
 
 
-@lru_cache(maxsize=256)
-def _is_ours(host: str) -> bool:
-    domain, _ = split_domain_port(host)
-    allowed = settings.ALLOWED_HOSTS
-    if settings.DEBUG and not allowed:
-        allowed = [".localhost", "127.0.0.1", "[::1]"]
-    return bool(domain) and validate_host(domain, allowed)
-
-
 class _Front:
     def __init__(self, application: Application) -> None:
-        self._application = application
+        self._beside = Beside(application)
         self._admission = Admission()
         self._unpacking = asyncio.Semaphore(2)
         self._driver = Driver(self._admission.show)
@@ -136,10 +118,7 @@ class _Front:
         elif scope["type"] == "lifespan":
             await _live(receive, send)
             return
-        if _announced(scope) > _MOST_BESIDE:
-            await _answer_problem(Problem(413, "The body is too large.", field=""), scope, send)
-            return
-        await self._application(scope, _bounded(receive), send)
+        await self._beside(scope, receive, send)
 
     async def _serve(
         self, operation: Operation, scope: Message, receive: Receive, send: Send
@@ -172,7 +151,7 @@ class _Front:
         metrics.requests(operation.name, status).inc()
         if status != 204:
             headers["Content-Length"] = str(len(content))
-        await _send(scope, send, status, headers, content)
+        await answer(scope, send, status, headers, content)
 
     async def _take(
         self, operation: Operation, request: Asked, sender: Sender, receive: Receive
@@ -196,45 +175,14 @@ class _Front:
             return operation.answer(intake.results(outcomes), sender)
 
 
-def _announced(scope: Message) -> int:
-    for name, value in scope.get("headers", ()):
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
-
-
-def _bounded(receive: Receive) -> Receive:
-    """Let Django have so much of a body: it would put any on the disk before it looks who sends."""
-    size = 0
-
-    async def bounded() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        return message if size <= _MOST_BESIDE else {"type": "http.disconnect"}
-
-    return bounded
-
-
-async def _answer_problem(problem: Problem, scope: Message, send: Send) -> None:
-    content = problem.content()
-    headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(len(content))}
-    await _send(scope, send, problem.status, headers | problem.all_headers(), content)
-
-
-async def _send(
-    scope: Message, send: Send, status: int, headers: dict[str, str], content: bytes
-) -> None:
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send(
-        {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content}
-    )
-
-
 def _sender_of(request: Asked) -> Sender:
-    if not _is_ours(request.META.get("HTTP_HOST", "")):
+    meta = request.META
+    if not is_ours(meta.get("HTTP_HOST", "")):
         raise unknown_host()
+    if meta.get("HTTP_EXPECT", _CONTINUE).lower() != _CONTINUE:
+        raise Problem(417, "Expect may only be 100-continue.", header="Expect")
+    if meta.get("HTTP_TRANSFER_ENCODING", _CHUNKED).lower() != _CHUNKED:
+        raise Problem(501, "Transfer-Encoding may only be chunked.", header="Transfer-Encoding")
     if request.method != "POST":
         raise not_allowed("POST")
     return authentication.identify(request, authentication.SignatureAuthentication.clock())
@@ -378,11 +326,3 @@ async def _live(receive: Receive, send: Send) -> None:
         await send({"type": f"{kind}.complete"})
         if kind == "lifespan.shutdown":
             return
-
-
-def _reconfigure(*, setting: str, **kwargs: Any) -> None:
-    if setting in ("ALLOWED_HOSTS", "DEBUG"):
-        _is_ours.cache_clear()
-
-
-setting_changed.connect(_reconfigure)

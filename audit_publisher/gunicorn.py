@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import resource
 import shutil
 import tempfile
 from typing import Any
@@ -63,6 +64,9 @@ class ServerSettings(AppSettings):
     ACCESS_LOG: str = option("", "File of the access log; `-` is standard output. Empty: none.")
 
 
+#: Files that a worker may open, if the system lets it: connections for the most part.
+_FILES = 16_384
+
 server = ServerSettings()
 server.enforce()
 
@@ -84,7 +88,12 @@ errorlog = "-"
 
 
 def on_starting(arbiter: Any) -> None:
-    """Let the workers count together, so that /metrics answers for all of them."""
+    """Let the workers have files for many connections, and count together, so that /metrics
+    answers for all of them."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if most == resource.RLIM_INFINITY else min(most, _FILES)
+    if files < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     if server.WORKERS > 1 and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         # In memory: with its pages on a disk that is full, to count is to die (SIGBUS).
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
@@ -108,7 +117,7 @@ def post_worker_init(worker: Any) -> None:
     # take a fifth of the time.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -10,12 +10,14 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
+from weakref import ref
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -30,6 +32,10 @@ MAX_HEAD_BYTES = 32 << 10
 MAX_HEADERS = 100
 #: Bytes of one of them, its name included.
 MAX_HEADER_BYTES = 8190
+#: Requests of one connection that wait behind the one that is being answered.
+MAX_PIPELINED = 16
+#: Files that a process has beside its connections: regions, spool, database, metrics, logs.
+_OTHER_FILES = 256
 #: Seconds for which a connection that is over is listened to, so that the client gets the answer:
 #: the kernel takes it back when something arrives that nobody reads.
 _LINGER_SECONDS = 2.0
@@ -42,8 +48,8 @@ _OFFERS = (b"upgrade", b"http2-settings")
 logger = logging.getLogger(__name__)
 
 
-class _TooLarge(Exception):
-    """A head has too much of something; the text says of what."""
+class _Refused(Exception):
+    """The parser is told to go no further: `refuse` says why."""
 
 
 class _Transport:
@@ -51,13 +57,15 @@ class _Transport:
 
     def __init__(self, transport: Any, protocol: Protocol) -> None:
         self._transport = transport
-        self._protocol = protocol
+        # Else a connection that is over would wait for the garbage collector, which seldom comes.
+        self._protocol = ref(protocol)
+        self._loop = protocol.loop
         self._held: list[bytes] = []
 
     def write(self, data: bytes) -> None:
         """Write, when all that the loop has to say at the moment is said: head and body at once."""
         if not self._held:
-            self._protocol.loop.call_soon(self.flush)
+            self._loop.call_soon(self.flush)
         self._held.append(data)
 
     def flush(self) -> None:
@@ -72,8 +80,9 @@ class _Transport:
     def close(self) -> None:
         """Close it at once if the request is whole, else when its sender had time to listen."""
         self.flush()
-        if self._protocol.reading and not self._transport.is_closing():
-            self._protocol.linger()
+        protocol = self._protocol()
+        if protocol is not None and protocol.reading and not self._transport.is_closing():
+            protocol.linger()
         else:
             self._transport.close()
 
@@ -84,10 +93,12 @@ class Protocol(HttpToolsProtocol):
     :ivar reading: whether a request has begun to come in and is not whole.
     :ivar most_late: bytes of a request that are read and thrown away after its answer: of a body
         that may be sent, all of them.
+    :ivar most: connections of a process; for one more the longest idle one ends.
     """
 
     reading = False
     most_late = 1 << 20
+    most = 10_000
 
     def connection_made(self, transport: Any) -> None:
         """Somebody connected, and has so long to send a request."""
@@ -108,11 +119,44 @@ class Protocol(HttpToolsProtocol):
         self._stops = False
         #: The head of a request that offers another protocol, without the offer.
         self._plain_head: bytes | None = None
-        self._too_large: str | None = None
+        #: What is wrong with the head that is coming in: status, words, header.
+        self._wrong: tuple[int, str, str | None] | None = None
         #: What the application is working on, or was last.
         self._running: RequestResponseCycle | None = None
         #: Since when (the loop's clock) the client owes us something.
         self.since: float | None = self.loop.time()
+        #: When it last sent something.
+        self.heard = self.since
+        if len(self.connections) > self.most:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """End those that nobody has used for longest; if all are in use, this one."""
+        idle = [each for each in self.connections if isinstance(each, Protocol) and each.idle]
+        idle.sort(key=lambda each: each.heard)
+        # Some at a time, for each look costs.
+        for each in idle[: max(1, self.most // 50)]:
+            each.end()
+        if not idle:
+            self._raw.abort()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not (self.reading or self._lingers or self._deaf)
+
+    def end(self) -> None:
+        """Close an idle connection."""
+        self._raw.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is over; what was to come behind is for nobody."""
+        self.pipeline.clear()
+        # The one that the application must be told of, and none that refers back to us.
+        self.cycle = self._running  # type: ignore[assignment]
+        super().connection_lost(exc)
+        self._running = None
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
@@ -122,22 +166,24 @@ class Protocol(HttpToolsProtocol):
                 self._raw.abort()
             return
         self._unset_keepalive_if_required()
+        self.heard = self.loop.time()
         if self.since is None:
-            self.since = self.loop.time()
+            self.since = self.heard
         if self._in_head:
             self.reading = True
         self._head_bytes += len(data)
         try:
             self._feed(data)
-        except httptools.HttpParserError:
-            if self._too_large is None:
-                self.logger.warning("Invalid HTTP request received.")
-                self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            if self._wrong is None:
+                self._wrong = (400, f"This is not HTTP: {error}.", None)
         else:
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._too_large = _HEAD_TOO_LARGE
-        if self._too_large is not None:
-            self.refuse(431, self._too_large)
+                self._wrong = (431, _HEAD_TOO_LARGE, None)
+        if self._wrong is not None:
+            status, message, header = self._wrong
+            damaged = status == 400 and not self._in_head
+            self.refuse(status, message, header=header, code="bad-transfer" if damaged else "")
 
     def _feed(self, data: bytes | memoryview) -> None:
         """Parse `data`; where a request offers another protocol the parser stops at its head, and
@@ -161,6 +207,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins, perhaps right behind another one."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # Those before it are answered; whoever sent more sends them again.
+            self._in_head = self.reading = True
+            self._refuse_head(429, f"{MAX_PIPELINED} requests may wait on one connection.")
         self._in_head = self.reading = True
         self._head_parsed = self._header_count = 0
         if self.since is None:
@@ -176,10 +226,11 @@ class Protocol(HttpToolsProtocol):
         """A header is there; or a trailer, which tells the application nothing."""
         self._header_count += 1
         if self._header_count > MAX_HEADERS:
-            self._refuse_head(f"A request may have {MAX_HEADERS} headers.")
+            self._refuse_head(431, f"A request may have {MAX_HEADERS} headers.")
         size = len(name) + len(value)
         if size > MAX_HEADER_BYTES:
-            self._refuse_head(f"A header may have {MAX_HEADER_BYTES:,} bytes.")
+            named = name[:100].decode("latin-1")
+            self._refuse_head(431, f"A header may have {MAX_HEADER_BYTES:,} bytes.", named)
         self._count(size + len(": \r\n"))
         if self._in_head:
             super().on_header(name, value)
@@ -187,11 +238,11 @@ class Protocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head_parsed += size
         if self._head_parsed > MAX_HEAD_BYTES:
-            self._refuse_head(_HEAD_TOO_LARGE)
+            self._refuse_head(431, _HEAD_TOO_LARGE)
 
-    def _refuse_head(self, message: str) -> None:
-        self._too_large = message
-        raise _TooLarge(message)
+    def _refuse_head(self, status: int, message: str, header: str | None = None) -> None:
+        self._wrong = (status, message, header)
+        raise _Refused(message)
 
     def on_headers_complete(self) -> None:
         """Its head is there."""
@@ -250,7 +301,14 @@ class Protocol(HttpToolsProtocol):
         """
         if self._lingers or self.scheme == "https":
             return False
-        return self._end_after_answers() if self.reading else self._close_after(self.cycle)
+        if not self.reading:
+            return self._close_after(self.cycle)
+        if self._end_after_answers():
+            return True
+        if self._in_head or self.cycle.response_started:
+            return False
+        self.refuse(400, "The body ends before its end.", code="body-incomplete")
+        return True
 
     def _end_after_answers(self) -> bool:
         """Give up the request that is coming in, if others are before it that wait for an answer.
@@ -286,16 +344,22 @@ class Protocol(HttpToolsProtocol):
         """What came is not HTTP."""
         self.refuse(400, msg)
 
-    def refuse(self, status: int, message: str) -> None:
-        """Say why a request never reached the application, and be done with the connection."""
+    def refuse(
+        self, status: int, message: str, *, header: str | None = None, code: str = ""
+    ) -> None:
+        """Say why a request never reached the application, and be done with the connection.
+
+        :param header: the one at fault.
+        :param code: of the problem; without it, what the status says.
+        """
         if self._lingers or self._deaf or self._raw.is_closing() or self._end_after_answers():
             return
         cycle = self.cycle
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self._raw.abort()
             return
-        kind = kind_of(status, "malformed-request" if status == 400 else "")
-        body = json.dumps(document(kind, message, status=status)).encode()
+        kind = kind_of(status, code or ("malformed-request" if status == 400 else ""))
+        body = json.dumps(document(kind, message, status=status, header=header)).encode()
         head = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             "Connection: close",
@@ -400,6 +464,8 @@ class Worker(UvicornWorker):
         from ..conf import conf
 
         Protocol.most_late = conf.MAX_BATCH_BYTES + (1 << 20)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        Protocol.most = max(files // 2, files - _OTHER_FILES)
         self.config.app = self.wsgi
         server = _Server(config=self.config)
         loop = asyncio.get_running_loop()

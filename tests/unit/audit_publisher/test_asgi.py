@@ -19,6 +19,7 @@ from audit_publisher.asgi import front
 from audit_publisher.eventlog.base import EventLog, Record
 from audit_publisher.http import warm
 from audit_publisher.http.admission import Admission
+from audit_publisher.http.beside import MOST_BODIES, MOST_BODY, MOST_PATH
 from audit_publisher.http.body import BodyReader
 from audit_publisher.http.problems import Problem
 from audit_publisher.models import RegionWish
@@ -100,19 +101,12 @@ def test_a_large_body_on_any_other_path_is_not_read() -> None:
     assert ask(caller)[0] == 413
     assert caller.reads == 0
 
-    async def django(scope: Any, receive: Any, send: Any) -> None:
-        size = 0
-        while (message := await receive())["type"] == "http.request":
-            size += len(message["body"])
-        assert size < 5_000_000
-        await send({"type": "http.response.start", "status": 299, "headers": []})
-        await send({"type": "http.response.body", "body": b"cut off"})
-
     caller = Caller(path="/v1/nothing")
     for _ in range(50):
         caller.say(b"x" * 100_000, more=True)
-    caller.messages.put_nowait({"type": "http.disconnect"})
-    assert ask(caller, front(django)) == (299, b"cut off")
+    status, document = ask(caller)
+    assert (status, document["code"]) == (413, "too-large")
+    assert caller.reads == MOST_BODY // 100_000 + 1
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
@@ -129,6 +123,98 @@ def test_a_host_that_is_not_ours() -> None:
     caller.scope["headers"] = [JSON[0], (b"host", b"evil.example")]
     status, document = ask(caller)
     assert (status, document["code"]) == (400, "unknown-host")
+
+
+def test_djangos_paths_have_a_bound_and_a_host() -> None:
+    """Before Django, which would write a traceback of each."""
+    caller = Caller(b"", path="/nothing", method="GET")
+    caller.scope["headers"] = [(b"host", b"evil.example")]
+    status, document = ask(caller)
+    assert (status, document["code"]) == (400, "unknown-host")
+    caller = Caller(b"", path="/nothing", method="GET")
+    caller.scope |= {"raw_path": b"/nothing", "query_string": b"x" * MOST_PATH}
+    status, document = ask(caller)
+    assert (status, document["code"]) == (414, "uri-too-long")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("expect", "200-ok", (417, "expectation-failed")),
+        ("expect", "100-Continue", (200, None)),
+        ("transfer-encoding", "gzip, chunked", (501, "not-implemented")),
+        ("transfer-encoding", "Chunked", (200, None)),
+    ],
+)
+def test_what_is_not_understood_of_a_transfer_is_refused(
+    name: str, value: str, expected: tuple[int, str | None]
+) -> None:
+    status, document = ask(Caller(event(), headers=[(name.encode(), value.encode())]))
+    assert (status, document.get("code")) == expected
+    if status != 200:
+        assert document["error"]["header"].lower() == name
+
+
+class Pages:
+    """An application whose answers wait until they may go on.
+
+    :ivar most: how many requests it has had at a time.
+    """
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.now = self.most = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        if not scope["path"].startswith("/health/"):
+            await self.go_on.wait()
+        self.now -= 1
+        await django(scope, receive, send)
+
+
+def test_bodies_that_are_no_events_share_a_bound() -> None:
+    async def run() -> list[int]:
+        application = front(django)
+        # They come, and do not end.
+        held = [Caller(path="/admin/") for _ in range(MOST_BODIES // MOST_BODY)]
+        tasks = [asyncio.create_task(each.ask(application)) for each in held]
+        for each in held:
+            each.say(b"x" * MOST_BODY, more=True)
+        while any(each.reads < 2 for each in held):
+            await asyncio.sleep(0)
+        statuses = [(await Caller(b"x", path="/admin/").ask(application))[0]]
+        for each in held:
+            each.messages.put_nowait({"type": "http.disconnect"})
+        await asyncio.gather(*tasks)
+        statuses.append((await Caller(b"x", path="/admin/").ask(application))[0])
+        return statuses
+
+    assert asyncio.run(run()) == [429, 299]
+
+
+@pytest.mark.parametrize(("method", "at_a_time"), [("POST", 1), ("GET", 4)])
+def test_few_requests_are_djangos_at_a_time(method: str, at_a_time: int) -> None:
+    """Ten wrong passwords at a time would keep the processor from events for seconds."""
+
+    async def run() -> tuple[int, int, list[int]]:
+        pages = Pages()
+        application = front(pages)
+        asked = [
+            asyncio.create_task(Caller(b"", path="/admin/", method=method).ask(application))
+            for _ in range(at_a_time + 64)
+        ]
+        await asyncio.sleep(0)
+        refused, _ = await Caller(b"", path="/admin/", method=method).ask(application)
+        probed, _ = await Caller(b"", path="/health/live", method="GET").ask(application)
+        pages.go_on.set()
+        answers = await asyncio.gather(*asked)
+        # The probe was beside them.
+        return pages.most - 1, refused, [probed, *(status for status, _ in answers)]
+
+    most, refused, statuses = asyncio.run(run())
+    assert (most, refused, set(statuses)) == (at_a_time, 503, {299})
 
 
 @pytest.mark.parametrize("twice", [b"WM-SITE-ID", b"wm_site_id", b"Wm-Site_Id"])

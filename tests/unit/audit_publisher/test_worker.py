@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import logging
 import signal
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from audit_logging.signing import Signer
-from audit_publisher.http.worker import Protocol, Worker
+from audit_publisher.http.worker import MAX_PIPELINED, Protocol, Worker
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import CONSUMER, URL
 from tests.unit.audit_publisher.served import Server, serve
@@ -57,17 +60,23 @@ class App:
 Steps = Callable[[App, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
 
 
-def connected(steps: Steps) -> tuple[App, bytes]:
+def problem(answer: bytes) -> dict[str, Any]:
+    """The document of an answer that refuses."""
+    found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return found
+
+
+def connected(steps: Steps, protocol: type[Protocol] = Protocol) -> tuple[App, bytes]:
     """Run `steps` on one connection to a protocol with an app behind it."""
 
     async def run() -> tuple[App, bytes]:
         app = App()
-        config = Config(app=app, http=Protocol, ws="none", log_config=None, lifespan="off")
+        config = Config(app=app, http=protocol, ws="none", log_config=None, lifespan="off")
         config.load()
         state = ServerState()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: Protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+            lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
         )
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         try:
@@ -206,14 +215,113 @@ def test_a_client_that_has_said_all_still_gets_its_answer() -> None:
     assert connected(steps)[1].count(b"HTTP/1.1 200") == 2
 
 
-def test_half_a_request_that_ends_is_closed() -> None:
+def test_half_a_body_that_ends_is_told_so() -> None:
     async def steps(app: App, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         writer.write(POST + b"Content-Length: 5\r\n\r\nhe")
         writer.write_eof()
         return await reader.read()
 
     app, answer = connected(steps)
+    assert (problem(answer)["code"], app.requests) == ("body-incomplete", [])
+
+
+def test_half_a_head_that_ends_is_closed() -> None:
+    async def steps(app: App, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(POST)
+        writer.write_eof()
+        return await reader.read()
+
+    app, answer = connected(steps)
     assert (answer, app.requests) == (b"", [])
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "word", "header"),
+    [
+        (b"GET /g HTTP/1.1\r\nHost : h\r\n\r\n", "malformed-request", "header", None),
+        (b"NOT HTTP\r\n\r\n", "malformed-request", "method", None),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "bad-transfer", "chunk", None),
+        (GET + b"X-Long: " + b"x" * 9000 + b"\r\n\r\n", "headers-too-large", "8,190", "X-Long"),
+    ],
+)
+def test_what_is_wrong_is_named(request_: bytes, code: str, word: str, header: str | None) -> None:
+    document = problem(sent(request_)[1])
+    assert document["code"] == code
+    assert word in document["detail"]
+    assert document.get("error", {}).get("header") == header
+
+
+def test_few_requests_wait_on_a_connection() -> None:
+    """Each takes fifty times the memory of its bytes."""
+
+    async def steps(app: App, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        app.go_on.clear()
+        writer.write((GET + b"\r\n") * 3000)
+        await app.asked.wait()
+        app.go_on.set()
+        return await reader.read()
+
+    app, answer = connected(steps)
+    # One is answered, and those that waited; the connection's end says that the rest was not read.
+    assert answer.count(b"HTTP/1.1 200") == len(app.requests) == 1 + MAX_PIPELINED
+
+
+def test_a_connection_that_is_over_leaves_nothing() -> None:
+    """Not until the garbage collector comes: it seldom does."""
+    connections = weakref.WeakSet[Protocol]()
+
+    class Seen(Protocol):
+        def connection_made(self, transport: Any) -> None:
+            connections.add(self)
+            super().connection_made(transport)
+
+    async def steps(app: App, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        app.go_on.clear()
+        writer.write((GET + b"\r\n") * 10)
+        await app.asked.wait()
+        assert len(connections) == 1
+        writer.transport.abort()
+        app.go_on.set()
+        while connections:
+            await asyncio.sleep(0.01)
+        return b"all gone"
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert connected(steps, Seen)[1] == b"all gone"
+    finally:
+        gc.enable()
+
+
+def test_one_connection_too_many_ends_the_one_that_is_idle_for_longest() -> None:
+    class Few(Protocol):
+        most = 3
+
+    async def steps(app: App, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        address = writer.get_extra_info("peername")
+        others = [await asyncio.open_connection(*address) for _ in range(2)]
+        for say, hear in [(writer, reader), *((each[1], each[0]) for each in others)]:
+            say.write(GET + b"\r\n")
+            await hear.readuntil(b";")
+        writer.write(GET + b"\r\n")
+        await reader.readuntil(b";")
+        # The first has been used last.
+        late, latest = await asyncio.open_connection(*address)
+        assert await others[0][0].read() == b""
+        app.go_on.clear()
+        for say in (writer, others[1][1], latest):
+            app.asked.clear()
+            say.write(LAST)
+            await app.asked.wait()
+        # All are in use: nobody is cut off for another one.
+        refused, _ = await asyncio.open_connection(*address)
+        with contextlib.suppress(ConnectionError):
+            assert await refused.read() == b""
+        app.go_on.set()
+        return await reader.read() + await others[1][0].read() + await late.read()
+
+    assert connected(steps, Few)[1].count(b"HTTP/1.1 200") == 3
 
 
 def test_one_connections_trouble_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
