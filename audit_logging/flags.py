@@ -26,6 +26,7 @@ from django.core.signals import setting_changed
 from .background import Loop
 from .chance import chance
 from .conf import LoggingSettings, conf
+from .folders import make_private
 from .forks import within
 from .policy import Policy, document, etag, from_settings, overlay
 
@@ -150,7 +151,7 @@ class Kept:
         if tag and tag == self._tag:
             return
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._path.parent)
             # Each process writes its own: two that wrote one file would mix their answers.
             temporary = self._path.with_suffix(f".{os.getpid()}.new")
             temporary.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .chance import chance
+from .folders import make_private
 
 try:
     import fcntl
@@ -115,7 +116,7 @@ def on_disk(data_dir: Path, *, make: bool) -> Folder | None:
     path = data_dir / "producers"
     if fcntl is None or not (make or path.exists()):
         return None
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(data_dir)
     return Folder(path, mapped=False)
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .exceptions import SpoolError, SpoolFull, SpoolUnavailable
+from .folders import make_private
 from .forks import within
 from .reserve import Reserve, may_be_full
 from .stored import Header, Record, StoredRecord, StreamStats, dump_headers, take
@@ -503,7 +504,7 @@ def _make_private(path: Path) -> None:
     """
     if path.exists():
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

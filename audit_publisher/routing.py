@@ -199,7 +199,9 @@ class Router:
         site = (event.site_id or "").strip() or own.get(_SITE) or http.get(_SITE)
         if site and not _forwardable(site):
             where = "site_id" if event.site_id else f"headers.{SITE_HEADER}"
-            raise InvalidEvent(where, "the site id is too long or holds a control character")
+            raise InvalidEvent(
+                where, f"it has more than {MAX_HEADER_BYTES} bytes, or holds a control character"
+            )
         consumer = (event.consumer_id or "").strip() or own.get(_CONSUMER)
         values = dict(http)
         for key, value in own.items():

@@ -112,7 +112,15 @@ def decode_with(decoder: msgspec.json.Decoder[T], data: bytes | msgspec.Raw) -> 
     except RecursionError as error:
         raise InvalidEvent("", "it is nested too deeply") from error
     except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_not_json(data, error)) from error
+
+
+def _not_json(data: bytes | msgspec.Raw, error: Exception) -> str:
+    """What to say of bytes that no parser takes."""
+    first = bytes(memoryview(data)[:4])
+    if first[:3] == b"\xef\xbb\xbf" or first[:2] in (b"\xff\xfe", b"\xfe\xff") or 0 in first:
+        return "Send UTF-8, without a byte order mark."
+    return str(error)
 
 
 def split_array(data: bytes, limit: int) -> list[msgspec.Raw]:
@@ -132,7 +140,7 @@ def split_array(data: bytes, limit: int) -> list[msgspec.Raw]:
     except RecursionError as error:
         raise ValueError("The batch is nested too deeply.") from error
     except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_not_json(data, error)) from error
     if len(items) > limit:
         raise TooManyItems(limit)
     return items

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
+from audit_logging.folders import make_private
+
 from ..conf import PublisherSettings, conf
 from ..exceptions import RegistryError, RegistryUnavailable, SchemaIncompatible, UnknownSchema
 from .compatibility import backward_problems
@@ -394,7 +396,7 @@ def _canonical(schema_text: str) -> str:
 
 def _create(path: Path, text: str) -> bool:
     """Write a file that must not exist yet, whole or not at all; return whether it was ours."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         with temporary.open("w") as file:
@@ -412,7 +414,7 @@ def _create(path: Path, text: str) -> bool:
 def _keep(path: Path, text: str) -> None:
     """Write a cache file; a disk that is full costs the cache, not the event."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
         temporary.write_text(text)
         temporary.replace(path)

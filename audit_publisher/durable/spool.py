@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from audit_logging.exceptions import SpoolError, SpoolFull
+from audit_logging.folders import make_private
 from audit_logging.spool import DurableQueue, Record, StoredRecord
 from audit_logging.spool_moves import move
 
@@ -126,7 +127,7 @@ class Spool:
         One drainer at a time keeps the order. A lock on a file rather than a lease: the kernel
         gives it back at once when its holder dies.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._folder)
         with (self._folder / "drain.lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

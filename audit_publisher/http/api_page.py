@@ -54,7 +54,8 @@ curl --data-binary @event.json -H "Content-Type: application/json" \\
   http://127.0.0.1:8001/v1/logs/api-requests
 ```
 
-Many, compressed:
+Many, compressed (unsigned, as a publisher takes it that does not enforce signatures; else signed like
+the one before):
 
 ```sh
 for each in 1 2 3; do tr '\\n' ' ' < event.json; echo; done | gzip |

@@ -137,7 +137,9 @@ def _gunzip(data: bytes, limit: int) -> bytes:
         try:
             part = member.decompress(piece, limit + 1 - size)
         except zlib.error as error:
-            raise Problem(400, "The body is not gzip.", code="not-gzip") from error
+            raise Problem(
+                400, "The body is not gzip.", code="not-gzip", header="Content-Encoding"
+            ) from error
         at += len(piece) - len(member.unconsumed_tail) - len(member.unused_data)
         size += len(part)
         if size > limit:
@@ -146,7 +148,9 @@ def _gunzip(data: bytes, limit: int) -> bytes:
         if member.eof:
             member = None
     if member is not None:
-        raise Problem(400, "The gzip body is cut short.", code="not-gzip")
+        raise Problem(
+            400, "The gzip body is cut short.", code="not-gzip", header="Content-Encoding"
+        )
     return b"".join(parts)
 
 

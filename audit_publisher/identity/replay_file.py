@@ -18,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 
+from audit_logging.folders import make_private
+
 from .. import metrics
 
 _ENTRY = struct.Struct("<16sdQ")
@@ -98,7 +100,7 @@ class FileClaims:
     def _open(self) -> int:
         """The descriptor of this process; a child's own, as it may outlive its parent's."""
         if self._pid != os.getpid():
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path.parent)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._pid = os.getpid()
         return self._fd

@@ -410,3 +410,14 @@ def test_many_pollers_ask_the_database_once_a_second(
     for n in range(3000):
         views._flags.get(f"service-{n}")
     assert len(views._flags._kept) <= views.FlagsCache.MOST
+
+
+@pytest.mark.parametrize("url", [URL, BATCH])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
+def test_another_encoding_is_named(api: Client, url: str, encoding: str) -> None:
+    event = make_event()
+    body = json.dumps([event] if url == BATCH else event)
+    answer = post(api, url, body.encode(encoding))
+    document = answer.json()
+    assert (answer.status_code, document["code"]) == (400, "not-json")
+    assert "Send UTF-8" in document["detail"]
