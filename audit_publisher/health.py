@@ -178,7 +178,8 @@ def readiness() -> dict[str, Any]:
     for region, url in urls.items():
         _at(f"Region {region}")
         state = publisher.states.get(region)
-        up = state is not None and state.up
+        # One that answers, and takes no record, is not there.
+        up = state is not None and state.up and not publisher.is_shut(region)
         missing = list(state.missing_topics) if state else []
         regions[region] = {"up": up, "missing_topics": missing}
         setting = f"AUDIT_PUBLISHER_{region.upper()}_URL"
@@ -187,7 +188,8 @@ def readiness() -> dict[str, Any]:
             failures.append(Said.of(f"{setting}: region {region} has not been looked at yet.", url))
         elif not up:
             detail = f"{url}: {state.error}"
-            warnings.append(Said.of(f"{setting}: region {region} does not answer.", detail))
+            silent = "does not answer" if not state.up else "takes no record"
+            warnings.append(Said.of(f"{setting}: region {region} {silent}.", detail))
         else:
             said[region] = _topics.of(region, wanted, missing)
         warnings += [str(topics.missing(topic, region)) for topic in missing]

@@ -87,6 +87,8 @@ class Publisher:
         self._interval = interval
         self._drain_batch = max(1, int(min(drain_batch, drain_rate * interval)))
         self._drain_rate = drain_rate
+        #: When the next batch may leave the spool.
+        self._drain_at = -math.inf
         self._sleep = sleep
         self._clock = clock
         self._breaker = Breaker(cooldown, clock)
@@ -149,9 +151,13 @@ class Publisher:
             groups.setdefault((topic, order), []).append(index)
         return groups
 
-    def allows(self, region: str, topic: str) -> bool:
-        """Whether a request may try this topic in this region."""
-        return self._breaker.allows(region, topic)
+    def admits(self, region: str, topic: str) -> bool:
+        """Whether this request may try this topic in this region."""
+        return self._breaker.admits(region, topic)
+
+    def is_shut(self, region: str) -> bool:
+        """Whether no request may try this region."""
+        return self._breaker.is_shut(region)
 
     def submit_to(
         self, region: str, topic: str, records: Sequence[Record], done: Callable[[Errors], None]
@@ -178,7 +184,7 @@ class Publisher:
                     self._give_up(region, topic, error)
                     return
         # What was under way when a region was given up says nothing of it now.
-        if count > len(errors) and (probing or self._breaker.allows(region, topic)):
+        if count > len(errors) and (probing or not self._breaker.is_shut(region, topic)):
             self._breaker.succeeded(region, topic)
 
     def drive(self) -> int:
@@ -251,8 +257,12 @@ class Publisher:
                     state.up, state.error = False, str(error)
                     self._give_up(region, "", RegionUnavailable(str(error)))
                 self.states[region] = state
-            up = self.states.get(region, state)
-            metrics.REGION_UP.labels(region).set(up.up and not up.missing_topics)
+            elif region not in self.states:
+                state.error = "It took no record; the log says why."
+                self.states[region] = state
+            up = self.states[region]
+            takes = up.up and not up.missing_topics and not self._breaker.is_shut(region)
+            metrics.REGION_UP.labels(region).set(takes)
 
     def _probe_topics(self, region: str, state: RegionState) -> None:
         log = self._open_region(region)
@@ -273,6 +283,7 @@ class Publisher:
             with suppress(SpoolError, OSError, sqlite3.Error):
                 self.drain(region)
         if self._breaker.failures(region) <= failures:
+            # Nothing waited, or another process drains: the next request tries.
             self._breaker.answered(region)
 
     def _spooled_topics(self) -> list[str]:
@@ -299,38 +310,58 @@ class Publisher:
         return moved
 
     def _drain(self, topic: str, region: str, until: float) -> int:
-        moved = 0
-        while records := self.spool.oldest(topic, self._drain_batch):
-            began = self._clock()
+        moved, behind = 0, -1
+        #: Keys of which a record has to wait, and so all that come after it.
+        held: set[bytes | None] = set()
+        while records := self.spool.oldest(topic, self._drain_batch, behind=behind):
+            behind = records[-1].offset
+            records = [record for record in records if record.key not in held]
+            if not records:
+                continue
             target = region or next(
-                (name for name in self._order(self.regions) if self.allows(name, topic)), ""
+                (n for n in self._order(self.regions) if self._breaker.allows(n, topic)), ""
             )
             if not target:
                 break
-            receipts = self._append(target, topic, records)
-            refused: list[tuple[StoredRecord, str]] = []
-            settled = 0
-            for record, receipt in zip(records, receipts, strict=True):
-                if receipt.error is not None:
-                    if not isinstance(receipt.error, RecordRejected):
-                        break
-                    logger.error("A spooled record is refused for good: %s", receipt.error)
-                    refused.append((record, str(receipt.error)))
-                settled += 1
-            if settled:
-                self.spool.done(topic, records[settled - 1].offset, refused)
-                moved += settled
-                metrics.DRAINED.labels(target).inc(settled - len(refused))
-                metrics.DRAIN_REFUSED.inc(len(refused))
-            if settled < len(records) and (region or self._breaker.allows(target, topic)):
-                # The only region, or one that is merely busy: later. Else the next region, now.
-                break
-            now = self._clock()
-            if now >= until:
-                break
             # Requests have the right of way.
-            self._sleep(max(0.0, len(records) / self._drain_rate - (now - began)))
+            self._sleep(max(0.0, self._drain_at - self._clock()))
+            self._drain_at = max(self._drain_at, self._clock()) + len(records) / self._drain_rate
+            settled = self._settle(topic, target, records, held)
+            moved += settled
+            if settled < len(records):
+                if not region and not self._breaker.allows(target, topic):
+                    # The next region, now.
+                    behind = -1
+                    held.clear()
+                elif not settled:
+                    # The only region, or one that is merely busy: later.
+                    break
+            if self._clock() >= until:
+                break
         return moved
+
+    def _settle(
+        self, topic: str, region: str, records: Sequence[StoredRecord], held: set[bytes | None]
+    ) -> int:
+        """Append what waited to a region, and forget what is done with; return how many are.
+
+        :param held: gets the keys of the others.
+        """
+        durable: list[StoredRecord] = []
+        refused: list[tuple[StoredRecord, str]] = []
+        for record, receipt in zip(records, self._append(region, topic, records), strict=True):
+            if receipt.error is None:
+                durable.append(record)
+            elif isinstance(receipt.error, RecordRejected):
+                logger.error("A spooled record is refused for good: %s", receipt.error)
+                refused.append((record, str(receipt.error)))
+            else:
+                held.add(record.key)
+        if durable or refused:
+            self.spool.done(topic, durable, refused)
+            metrics.DRAINED.labels(region).inc(len(durable))
+            metrics.DRAIN_REFUSED.inc(len(refused))
+        return len(durable) + len(refused)
 
 
 _publisher: Publisher | None = None

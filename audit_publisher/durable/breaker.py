@@ -14,14 +14,18 @@ Key = tuple[str, str]
 class _State:
     failures: int = 0
     open: bool = False
+    #: It answers again, and is to show with one request that it takes records, too.
+    on_trial: bool = False
+    tried_until: float = 0.0
     probe_at: float = 0.0
 
 
 class Breaker:
     """Remembers failures by region, and by region and topic.
 
-    Requests never probe: an open entry is closed by the background alone, through
-    :meth:`answered` (it answers a question about itself) or :meth:`succeeded` (it took a record).
+    Requests never look whether a region is there again: the background does. One that answers
+    questions about itself (:meth:`answered`) may still take no record: it gets one request, and
+    the others when it took that (:meth:`succeeded`).
 
     :param cooldown: seconds until the first probe; doubled with each further failure, eight-fold
         at most.
@@ -34,8 +38,30 @@ class Breaker:
         self._states: dict[Key, _State] = {}
 
     def allows(self, region: str, topic: str) -> bool:
-        """Whether a request may try this topic in this region."""
+        """Whether any request may try this topic in this region."""
         return not (self._is_open((region, "")) or self._is_open((region, topic)))
+
+    def admits(self, region: str, topic: str) -> bool:
+        """Whether this request may try: as :meth:`allows`, or it is the one of a trial."""
+        if not self._states:
+            return True
+        if self._is_open((region, topic)):
+            return False
+        state = self._states.get((region, ""))
+        if state is None or not state.open:
+            return True
+        now = self._clock()
+        if not state.on_trial or now < state.tried_until:
+            return False
+        # If nobody tells what became of it, another one tries.
+        state.tried_until = now + self._cooldown
+        return True
+
+    def is_shut(self, region: str, topic: str = "") -> bool:
+        """Whether nothing gets there, not even on trial."""
+        state = self._states.get((region, ""))
+        shut = state is not None and state.open and not state.on_trial
+        return shut or (bool(topic) and self._is_open((region, topic)))
 
     def failed(self, region: str, topic: str = "") -> bool:
         """Open the entry; return whether it was closed before."""
@@ -47,6 +73,7 @@ class Breaker:
             state.failures += 1
             state.probe_at = now + self._cooldown * min(2 ** (state.failures - 1), 8)
         state.open = True
+        state.on_trial = False
         return was_closed
 
     def may_probe(self, region: str, topic: str = "") -> bool:
@@ -60,10 +87,18 @@ class Breaker:
         return state.failures if state is not None else 0
 
     def answered(self, region: str, topic: str = "") -> None:
-        """Close the entry, but remember its failures: the next one waits longer."""
+        """It says that it is there: close a topic's entry, and put a region on trial.
+
+        Failures are remembered: after the next one it is left alone for longer.
+        """
         state = self._states.get((region, topic))
-        if state is not None:
+        if state is None or not state.open:
+            return
+        if topic:
             state.open = False
+        elif not state.on_trial:
+            state.on_trial = True
+            state.tried_until = 0.0
 
     def succeeded(self, region: str, topic: str) -> None:
         """Close the region's and the topic's entries, and forget their failures."""

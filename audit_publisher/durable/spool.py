@@ -92,15 +92,24 @@ class Spool:
             if not name.startswith("#") and self._queue.stats(name).records
         ]
 
-    def oldest(self, topic: str, max_records: int, max_bytes: int = 8 << 20) -> list[StoredRecord]:
-        """The oldest records of `topic`, in order."""
+    def oldest(
+        self, topic: str, max_records: int, max_bytes: int = 8 << 20, *, behind: int = -1
+    ) -> list[StoredRecord]:
+        """The oldest records of `topic`, in order.
+
+        :param behind: leaves out those up to this offset.
+        """
         low, _ = self._queue.watermarks(topic)
-        return self._queue.read(topic, low, max_records=max_records, max_bytes=max_bytes)
+        start = max(low, behind + 1)
+        return self._queue.read(topic, start, max_records=max_records, max_bytes=max_bytes)
 
     def done(
-        self, topic: str, through: int, refused: Sequence[tuple[StoredRecord, str]] = ()
+        self,
+        topic: str,
+        durable: Sequence[StoredRecord],
+        refused: Sequence[tuple[StoredRecord, str]] = (),
     ) -> None:
-        """Forget the records of `topic` up to offset `through`; keep those that were refused.
+        """Forget the records of `topic` that are durable elsewhere; keep those that were refused.
 
         :param refused: each with the cause; kept in the stream :data:`REFUSED`, also when the spool
             is full: a record that nobody takes must not hold up those behind it.
@@ -108,7 +117,7 @@ class Spool:
         if refused:
             kept = [_refused(topic, record, cause) for record, cause in refused]
             move(self._queue, topic, REFUSED, kept)
-        self._queue.trim(topic, through + 1)
+        self._queue.settle(topic, durable)
 
     def size(self) -> tuple[int, int]:
         """(records, bytes) that wait."""

@@ -76,7 +76,7 @@ class Way:
         while self._next < len(self._regions):
             region = self._regions[self._next]
             self._next += 1
-            if self._publisher.allows(region, self._topic):
+            if self._publisher.admits(region, self._topic):
                 self._region = region
                 self._began = time.perf_counter()
                 self._asked = True

@@ -58,17 +58,18 @@ class Submission:
 
     def refuse(self, index: int, error: EventLogError) -> None:
         """A record was not even taken; for the submitting thread."""
-        self._known[index] = 1
         self.errors[index] = error
+        self._known[index] = 1
 
     def report(self, index: int, error: Any, message: Any) -> None:
         """The delivery report of one record. It must not raise: whoever polls would get it."""
-        self._known[index] = 1
         if error is not None:
             self.fatal = self.fatal or is_fatal(error)
             self.errors[index] = classify(error, self._region)
         elif self.places is not None:
             self.places[index] = (message.partition(), message.offset())
+        # Last: whoever gives up meanwhile takes what is known, and has no error, for durable.
+        self._known[index] = 1
         self._reported += 1
         if self._reported == self._expected:
             self._end()

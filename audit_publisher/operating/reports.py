@@ -64,7 +64,7 @@ def _region(publisher: Publisher, region: str) -> State:
     return {
         "known": seen is not None,
         "up": bool(seen and seen.up),
-        "open": not publisher.allows(region, ""),
+        "open": publisher.is_shut(region),
         "error": seen.error[:_MOST_TEXT] if seen else "",
         "missing_topics": list(seen.missing_topics[:_MOST_TOPICS]) if seen else [],
     }
@@ -100,7 +100,7 @@ def _spool(publisher: Publisher) -> State:
         found["problem"] = str(error)[:_MOST_TEXT]
     if found["records"]:
         somewhere = any(
-            control.takes(region) and publisher.allows(region, "") for region in publisher.regions
+            control.takes(region) and not publisher.is_shut(region) for region in publisher.regions
         )
         found["drain"] = "draining" if somewhere else "waiting"
     return found

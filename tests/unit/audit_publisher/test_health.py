@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
 
+from audit_logging.spool import Record
 from audit_publisher import eventlog, health, publish, routing
 from audit_publisher.conf import conf
+from audit_publisher.eventlog import Receipt
 from audit_publisher.eventlog.local import LocalEventLog
 from audit_publisher.exceptions import RegionUnavailable
 from audit_publisher.models import TopicRoute
@@ -88,6 +90,31 @@ def test_nowhere_durable(api: Client, configure: Configure, tmp_path: Path) -> N
     assert (response.status_code, response.json()["status"]) == (503, "failing")
     assert any("AUDIT_PUBLISHER_SPOOL_DIR" in line for line in response.json()["problems"])
     assert api.get("/health/live").status_code == 200
+
+
+class Mute(LocalEventLog):
+    """Says where its topics are, and takes no record."""
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        if not records:
+            return super().append(topic, records)
+        return [Receipt(error=RegionUnavailable("not enough replicas"))] * len(records)
+
+
+def test_a_region_that_takes_no_record_is_not_there(
+    api: Client, configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    configure(SPOOL_DIR=tmp_path / "file" / "spool")
+    mute = Mute("primary", tmp_path / "mute.sqlite3")
+    monkeypatch.setattr(eventlog, "open_region", lambda name, url: mute)
+    look()
+    assert api.get("/health/ready").status_code == 200
+    # Neither here nor on the disk.
+    assert post(api, URL, make_event()).status_code == 503
+    response = api.get("/health/ready")
+    assert (response.status_code, response.json()["status"]) == (503, "failing")
+    assert any("takes no record" in each for each in response.json()["problems"])
 
 
 class Strict(LocalEventLog):

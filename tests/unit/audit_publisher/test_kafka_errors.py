@@ -126,7 +126,7 @@ def test_another_region_is_tried_and_the_first_one_again_later(setup: Setup, nam
     setup.primary.answer(PRODUCE, getattr(KafkaError, name))
     assert setup.publish() == ["secondary"]
     # Known by now: no further request waits for it.
-    assert not setup.publisher.allows("primary", TOPIC)
+    assert setup.publisher.is_shut("primary")
     assert setup.publish() == ["secondary"]
     setup.primary.heal()
     setup.back()
@@ -141,7 +141,7 @@ def test_the_record_is_refused_and_no_other_region_is_asked(setup: Setup, name: 
     assert (outcome.status, outcome.retryable) == ("rejected", False)
     assert isinstance(outcome.error, RecordRejected)
     assert isinstance(outcome.error, RecordTooLarge) == ("TOO_LARGE" in name)
-    assert setup.publisher.allows("primary", TOPIC)
+    assert not setup.publisher.is_shut("primary")
     assert setup.spool.size() == (0, 0)
 
 

@@ -373,7 +373,34 @@ def test_the_spool_leaves_room_for_requests(setup: Setup) -> None:
     publisher = setup.another(drain_rate=6.0, interval=60.0, sleep=sleep)
     assert publisher.drain() == 9
     # Three at a time, six a second.
-    assert slept == [0.5, 0.5, 0.5]
+    assert slept == [0.0, 0.5, 0.5]
+    # The next time, and another topic, wait for what the last batch took.
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(b"9")
+    setup.primary.failure = setup.secondary.failure = None
+    assert publisher.drain() == 1
+    assert slept == [0.0, 0.5, 0.5, 0.5]
+
+
+def test_the_rate_is_a_bound_over_topics_and_turns(setup: Setup) -> None:
+    topics = ("events", "orders", "shipments")
+    for log in setup.logs.values():
+        for topic in topics[1:]:
+            log.ensure_topic(topic, 1)
+    for topic in topics:
+        for n in range(20):
+            setup.spool.append(topic, [Record(b"%d" % n, timestamp=0)])
+    began = setup.clock.now
+
+    def sleep(seconds: float) -> None:
+        setup.clock.now += seconds
+
+    publisher = setup.another(drain_rate=10.0, interval=2.0, sleep=sleep)
+    moved = 0
+    while moved < 60:
+        moved += publisher.drain()
+    # The last batch needs no time behind it.
+    assert setup.clock.now - began >= (60 - 3) / 10.0
 
 
 def test_a_long_drain_lets_the_regions_be_looked_at(setup: Setup) -> None:
@@ -443,7 +470,7 @@ def test_the_cool_down_grows_with_each_failure_and_ends_with_a_success() -> None
         clock.now += 0.02
         assert breaker.may_probe("primary")
         breaker.answered("primary")
-        assert breaker.allows("primary", TOPIC)
+        assert breaker.admits("primary", TOPIC)
     breaker.succeeded("primary", TOPIC)
     breaker.failed("primary")
     clock.now += 2.01
@@ -471,7 +498,7 @@ def test_what_was_under_way_does_not_bring_a_region_back(setup: Setup) -> None:
     setup.primary.failure = DOWN
     assert setup.publish(b"1") == ["secondary"]
     setup.publisher.heard("primary", TOPIC, {}, 1)
-    assert not setup.publisher.allows("primary", TOPIC)
+    assert setup.publisher.is_shut("primary")
 
 
 def test_a_slow_drain_is_cut_into_small_pieces(setup: Setup) -> None:
@@ -479,10 +506,15 @@ def test_a_slow_drain_is_cut_into_small_pieces(setup: Setup) -> None:
     setup.primary.failure = setup.secondary.failure = DOWN
     setup.publish(*(b"%d" % n for n in range(9)))
     setup.primary.failure = setup.secondary.failure = None
-    publisher = setup.another(drain_rate=1.0, interval=2.0, sleep=slept.append)
-    assert publisher.drain() == 9
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        setup.clock.now += seconds
+
+    publisher = setup.another(drain_rate=1.0, interval=2.0, sleep=sleep)
     # Two at a time and not three: regions are to be looked at each two seconds.
-    assert slept == [2.0] * 4 + [1.0]
+    assert [publisher.drain() for _ in range(5)] == [4, 2, 2, 1, 0]
+    assert slept == [0.0, 2.0, 2.0, 2.0, 2.0]
 
 
 def test_a_locked_spool_is_tried_once_for_all_that_wait(setup: Setup) -> None:
@@ -546,3 +578,91 @@ def test_a_region_that_fails_at_once_leaves_it_to_the_next(
 
     monkeypatch.setattr(setup.primary, "submit", submit)
     assert setup.publish(b"1") == ["secondary"]
+
+
+class Mute(Region):
+    """Says where its topics are, and takes no record."""
+
+    mute = True
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        if self.mute and records:
+            self.appends += 1
+            return [Receipt(error=DOWN)] * len(records)
+        return super().append(topic, records)
+
+
+def test_a_region_that_answers_and_takes_nothing_costs_one_request_for_each_look(
+    setup: Setup, tmp_path: Path
+) -> None:
+    mute = Mute("primary", tmp_path / "mute.db")
+    mute.ensure_topic(TOPIC, 1)
+    setup.logs["primary"] = mute
+    assert setup.publish(b"0") == ["secondary"]
+    before = _total("audit_publisher_failovers_total")
+    for _ in range(20):
+        setup.clock.now += 17
+        setup.publisher.probe()
+        tried = mute.appends
+        # It answers: one request shows that it does not take records.
+        assert not setup.publisher.is_shut("primary")
+        assert setup.publish(b"1", b"2") == ["secondary"] * 2
+        assert setup.publisher.is_shut("primary")
+        assert [setup.publish(b"3") for _ in range(5)] == [["secondary"]] * 5
+        assert mute.appends == tried + 1
+    # It has not been back for a moment.
+    assert _total("audit_publisher_failovers_total") == before
+    mute.mute = False
+    setup.clock.now += 17
+    setup.publisher.probe()
+    assert setup.publish(b"4") == ["primary"]
+    assert setup.publish(b"5") == ["primary"]
+
+
+def test_a_trial_of_which_nobody_tells_is_followed_by_another() -> None:
+    clock = Clock()
+    breaker = Breaker(2, clock)
+    breaker.failed("primary")
+    assert not breaker.admits("primary", TOPIC)
+    breaker.answered("primary")
+    assert [breaker.admits("primary", TOPIC) for _ in range(3)] == [True, False, False]
+    clock.now += 2.01
+    breaker.answered("primary")
+    assert [breaker.admits("primary", TOPIC) for _ in range(3)] == [True, False, False]
+    breaker.succeeded("primary", TOPIC)
+    assert [breaker.admits("primary", TOPIC) for _ in range(3)] == [True, True, True]
+
+
+class OneDeadPartition(Region):
+    """Takes all records but those of one key."""
+
+    dead: bytes | None = b"dead"
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        if self.failure is not None:
+            return super().append(topic, records)
+        return [
+            Receipt(error=RegionUnavailable("no leader"))
+            if record.key == self.dead
+            else super(OneDeadPartition, self).append(topic, [record])[0]
+            for record in records
+        ]
+
+
+def test_a_dead_partition_holds_up_its_own_keys_alone(setup: Setup, tmp_path: Path) -> None:
+    log = OneDeadPartition("primary", tmp_path / "partitions.db")
+    log.ensure_topic(TOPIC, 1)
+    setup.logs["primary"] = log
+    keys = [b"dead", b"a", b"b", b"dead", b"c", b"d", b"e", b"dead", b"f"]
+    records = [Record(b"%d" % n, key=key, timestamp=0) for n, key in enumerate(keys)]
+    setup.spool.append(TOPIC, records)
+    for _ in range(3):
+        setup.clock.now += 17
+        setup.publisher.drain("primary")
+    assert log.values() == [b"1", b"2", b"4", b"5", b"6", b"8"]
+    assert setup.spool.size()[0] == 3
+    log.dead = None
+    setup.publisher.drain("primary")
+    # Each once, and those of one key in their order.
+    assert log.values()[6:] == [b"0", b"3", b"7"]
+    assert setup.spool.size()[0] == 0

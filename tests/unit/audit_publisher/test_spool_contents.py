@@ -64,7 +64,7 @@ def fill(spool: Spool) -> Fill:
         spool.append(topic, records)
         if refuse:
             waiting = spool.oldest(topic, 1000)[-count:]
-            spool.done(topic, waiting[-1].offset, [(record, CAUSE) for record in waiting])
+            spool.done(topic, (), [(record, CAUSE) for record in waiting])
         return ids
 
     return add
