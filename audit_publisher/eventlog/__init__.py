@@ -32,6 +32,10 @@ _lock = threading.Lock()
 _regions: dict[str, EventLog] = {}
 _pid = os.getpid()
 
+#: The regions of a process that this one was forked from, kept unused: destroying them would wait
+#: for threads that are not here, and close files that are the parent's.
+_inherited: list[dict[str, EventLog]] = []
+
 
 def region_names() -> tuple[str, ...]:
     """Names of the configured regions, in the order they are tried."""
@@ -43,12 +47,7 @@ def get_region(name: str) -> EventLog:
 
     :raises KeyError: no region of that name is configured.
     """
-    global _pid, _lock
-    if _pid != os.getpid():
-        # What the parent made is the parent's: its threads and sockets are not here.
-        _regions.clear()
-        _lock = threading.Lock()
-        _pid = os.getpid()
+    _here()
     region = _regions.get(name)
     if region is None:
         with _lock:
@@ -92,10 +91,22 @@ def open_region(name: str, url: str) -> EventLog:
 
 def close_regions() -> None:
     """Flush and forget this process's regions; the next use opens them again."""
+    _here()
     with _lock:
         for region in _regions.values():
             region.close()
         _regions.clear()
+
+
+def _here() -> None:
+    """After a fork, start with regions of our own: the parent's threads and sockets are not here,
+    and its lock may be held for ever."""
+    global _pid, _lock, _regions
+    if _pid != os.getpid():
+        _inherited.append(_regions)
+        _regions = {}
+        _lock = threading.Lock()
+        _pid = os.getpid()
 
 
 def _reconfigure(*, setting: str, **kwargs: Any) -> None:
