@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
-from . import authentication, codec, eventlog, routing
+from audit_logging.exceptions import SpoolError
+
+from . import authentication, codec, routing
 from .conf import PublisherSettings, conf
 from .durable import control
-from .exceptions import EventLogError, RegistryError
+from .durable.spool import Spool
+from .exceptions import RegistryError
 from .http.problems import answer
 from .operating import topics
 from .operating.bounded import Look
@@ -26,8 +29,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = 0.8
 #: Seconds for which the last answer holds while the next one is not there: something hangs.
 GOOD_FOR = 15.0
-#: Seconds until regions are asked again for partitions and settings of topics, which seldom change.
-TOPICS_EVERY = 30.0
 
 _began = time.monotonic()
 _started = False
@@ -105,10 +106,20 @@ def _report() -> dict[str, Any]:
     said = _look.ask(PATIENCE, GOOD_FOR)
     if said is not None:
         return said
+    publisher = get_publisher()
+    taking = [
+        region
+        for region, state in publisher.states.items()
+        if state.up and not publisher.is_shut(region)
+    ]
     return {
-        "status": "failing",
+        # Something beside the regions hangs, and these take events.
+        "status": "degraded" if taking else "failing",
         "problems": [f"{_doing or 'It'} does not answer: {_look.seconds():.0f} s so far."],
-        "regions": {},
+        "regions": {
+            region: {"up": region in taking, "missing_topics": list(state.missing_topics)}
+            for region, state in publisher.states.items()
+        },
     }
 
 
@@ -125,36 +136,6 @@ def _readiness() -> dict[str, Any]:
 
 
 _look = Look(_readiness)
-
-
-class _Topics:
-    """What each region last said of its topics."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, tuple[float, tuple[Sequence[str], ...], topics.Answer]] = {}
-
-    def of(self, region: str, wanted: Sequence[str], missing: Sequence[str]) -> topics.Answer:
-        """Return what a region that answers says, half a minute old at most."""
-        now = time.monotonic()
-        asked = (tuple(wanted), tuple(missing))
-        kept = self._said.get(region)
-        if kept is not None and kept[1] == asked and now - kept[0] < TOPICS_EVERY:
-            return kept[2]
-        said: topics.Answer
-        try:
-            said = eventlog.get_region(region).describe(wanted)
-        except EventLogError as error:
-            # The region's state will say so, if it lasts.
-            return error
-        self._said[region] = (now, asked, said)
-        return said
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._said.clear()
-
-
-_topics = _Topics()
 
 
 def readiness() -> dict[str, Any]:
@@ -191,13 +172,15 @@ def readiness() -> dict[str, Any]:
             silent = "does not answer" if not state.up else "takes no record"
             warnings.append(Said.of(f"{setting}: region {region} {silent}.", detail))
         else:
-            said[region] = _topics.of(region, wanted, missing)
+            # Asked in the background: a region that hangs must not hold up a probe.
+            if state.topics is not None:
+                said[region] = state.topics
         warnings += [str(topics.missing(topic, region)) for topic in missing]
     wrong = [each for each in topics.problems(said, wanted) if each.kind in topics.HOLDS_UP]
     warnings += [str(each) for each in wrong if each.kind != "missing"]
     _at("The spool's disk")
     spool_problem = _spool_problem(publisher.spool.accepts())
-    records, size = (0, 0) if spool_problem else publisher.spool.size()
+    records, size = _spool_size(publisher.spool)
     drained = control.wishes().drained
     warnings += [
         f"Region {region} is drained in the admin (Publisher, Regions): nothing is sent there."
@@ -231,6 +214,13 @@ def readiness() -> dict[str, Any]:
     }
 
 
+def _spool_size(spool: Spool) -> tuple[int, int]:
+    try:
+        return spool.size()
+    except (SpoolError, OSError, sqlite3.Error):
+        return 0, 0
+
+
 def _spool_problem(problem: str) -> Said | None:
     if not problem:
         return None
@@ -247,7 +237,6 @@ def _reconfigure(*, setting: str, **kwargs: Any) -> None:
     global _look
     if setting == PublisherSettings.prefix:
         _look = Look(_readiness)
-        _topics.clear()
 
 
 setting_changed.connect(_reconfigure)

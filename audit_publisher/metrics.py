@@ -103,6 +103,23 @@ SPOOL_BYTES = Gauge(
     "Bytes of those records. Near SPOOL_MAX_BYTES events will be refused.",
     multiprocess_mode="mostrecent",
 )
+SPOOL_MAX_BYTES = Gauge(
+    "audit_publisher_spool_max_bytes",
+    "SPOOL_MAX_BYTES, to compare with.",
+    multiprocess_mode="mostrecent",
+)
+SPOOL_OLDEST = Gauge(
+    "audit_publisher_spool_oldest_seconds",
+    "For how long the oldest record of the spool has waited; 0: none waits. Grows while no region "
+    "takes records, or a region takes those of other keys alone.",
+    multiprocess_mode="mostrecent",
+)
+SPOOL_REFUSED = Gauge(
+    "audit_publisher_spool_refused_records",
+    "Records that the event log refused for good and that wait for somebody's decision: manage.py "
+    "audit_publisher_spool redrive or discard.",
+    multiprocess_mode="mostrecent",
+)
 DRAINED = Counter(
     "audit_publisher_spool_drained_total",
     "Records moved from the spool to a region.",

@@ -7,7 +7,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,14 +25,17 @@ from .conf import PublisherSettings, conf
 from .durable import control
 from .durable.breaker import Breaker
 from .durable.outcome import Outcome
-from .durable.spool import Spool
+from .durable.spool import REFUSED, Spool
 from .durable.spool_writer import SpoolWriter
 from .durable.ways import Tell, Together, Way, no_news
-from .eventlog import EventLog, Receipt
+from .eventlog import EventLog, Receipt, TopicFacts
 from .eventlog.base import Errors
 from .exceptions import EventLogError, RecordRejected, RegionUnavailable, UnknownTopic
 
 logger = logging.getLogger(__name__)
+
+#: Seconds until regions are asked again for partitions and settings of topics, which seldom change.
+_TOPICS_EVERY = 30.0
 
 
 @dataclass(slots=True)
@@ -42,6 +45,10 @@ class RegionState:
     up: bool = False
     error: str = ""
     missing_topics: list[str] = field(default_factory=list)
+    #: What it said of its topics, for which it was asked, and when (monotonic seconds).
+    topics: Mapping[str, TopicFacts | None] | None = None
+    asked_for: tuple[str, ...] = ()
+    asked_at: float = -math.inf
 
 
 class Publisher:
@@ -87,6 +94,9 @@ class Publisher:
         self._interval = interval
         self._drain_batch = max(1, int(min(drain_batch, drain_rate * interval)))
         self._drain_rate = drain_rate
+        #: What was said of the spool last, and how many left it since.
+        self._spooling = self._spool_broken = False
+        self._drained = 0
         #: When the next batch may leave the spool.
         self._drain_at = -math.inf
         self._sleep = sleep
@@ -184,8 +194,9 @@ class Publisher:
                     self._give_up(region, topic, error)
                     return
         # What was under way when a region was given up says nothing of it now.
-        if count > len(errors) and (probing or not self._breaker.is_shut(region, topic)):
-            self._breaker.succeeded(region, topic)
+        told = probing or not self._breaker.is_shut(region, topic)
+        if count > len(errors) and told and self._breaker.succeeded(region, topic):
+            logger.warning("Region %s takes records again.", region)
 
     def drive(self) -> int:
         """Serve, from the caller's thread, what regions have ready; see EventLog.drive.
@@ -240,11 +251,33 @@ class Publisher:
     def _step(self) -> float:
         control.report(self)
         self.probe()
-        moved = self.drain()
-        records, size = self.spool.size()
+        try:
+            moved = self.drain()
+            records, size = self.spool.size()
+            oldest = self.spool.oldest_at()
+            metrics.SPOOL_REFUSED.set(self.spool.queue.stats(REFUSED).records)
+        except (SpoolError, OSError, sqlite3.Error) as error:
+            if not self._spool_broken:
+                logger.error("AUDIT_PUBLISHER_SPOOL_DIR: the spool cannot be used: %s", error)
+            self._spool_broken = True
+            return self._interval
+        self._spool_broken = False
         metrics.SPOOL_RECORDS.set(records)
         metrics.SPOOL_BYTES.set(size)
+        metrics.SPOOL_MAX_BYTES.set(self.spool.max_bytes)
+        metrics.SPOOL_OLDEST.set(max(0.0, time.time() - oldest) if oldest else 0.0)
+        self._tell_of_spool(moved, records)
         return 0.0 if moved and records else self._interval
+
+    def _tell_of_spool(self, moved: int, records: int) -> None:
+        """Log when events begin to be spooled, and when the spool is empty again."""
+        self._drained += moved
+        if records and not self._spooling:
+            logger.warning("Events are on disk, in the spool, until a region takes them.")
+        elif self._spooling and not records:
+            logger.warning("The spool is empty again; this process drained %d.", self._drained)
+            self._drained = 0
+        self._spooling = bool(records)
 
     def probe(self) -> None:
         """Look at every region: does it answer, and has it every topic?"""
@@ -264,6 +297,18 @@ class Publisher:
             takes = up.up and not up.missing_topics and not self._breaker.is_shut(region)
             metrics.REGION_UP.labels(region).set(takes)
 
+    def _describe(self, region: str, log: EventLog, state: RegionState) -> None:
+        """What the region says of its topics, half a minute old at most: it seldom changes."""
+        last = self.states.get(region, state)
+        state.topics, state.asked_for, state.asked_at = last.topics, last.asked_for, last.asked_at
+        asked_for = (*self._topics(), *state.missing_topics)
+        now = self._clock()
+        if state.asked_for != asked_for or now - state.asked_at >= _TOPICS_EVERY:
+            # It answered a moment ago: one that does not, now, is found out by the next look.
+            with suppress(EventLogError):
+                state.topics = log.describe(self._topics())
+                state.asked_for, state.asked_at = asked_for, now
+
     def _probe_topics(self, region: str, state: RegionState) -> None:
         log = self._open_region(region)
         spooled = self._spooled_topics()
@@ -277,6 +322,7 @@ class Publisher:
         # Connects before the first record has to wait for it.
         log.append(self._topics()[0], [])
         state.up = True
+        self._describe(region, log, state)
         failures = self._breaker.failures(region)
         if failures and region in self._order(self.regions) and spooled:
             # What waits is the best probe: it is appended before any request is let through.
@@ -290,8 +336,8 @@ class Publisher:
         """Topics with records that wait; a spool that is broken says nothing of the regions."""
         try:
             return self.spool.topics()
-        except (SpoolError, OSError, sqlite3.Error) as error:
-            logger.error("The spool cannot be looked into: %s", error)
+        except (SpoolError, OSError, sqlite3.Error):
+            # Upkeep says it.
             return []
 
     def drain(self, region: str = "") -> int:
@@ -353,7 +399,6 @@ class Publisher:
             if receipt.error is None:
                 durable.append(record)
             elif isinstance(receipt.error, RecordRejected):
-                logger.error("A spooled record is refused for good: %s", receipt.error)
                 refused.append((record, str(receipt.error)))
             else:
                 held.add(record.key)
@@ -361,6 +406,15 @@ class Publisher:
             self.spool.done(topic, durable, refused)
             metrics.DRAINED.labels(region).inc(len(durable))
             metrics.DRAIN_REFUSED.inc(len(refused))
+        if refused:
+            logger.error(
+                "Region %s refuses %d spooled records of topic %s for good; they are kept: "
+                "manage.py audit_publisher_spool list. The first: %s",
+                region,
+                len(refused),
+                topic,
+                refused[0][1],
+            )
         return len(durable) + len(refused)
 
 

@@ -100,11 +100,15 @@ class Breaker:
             state.on_trial = True
             state.tried_until = 0.0
 
-    def succeeded(self, region: str, topic: str) -> None:
-        """Close the region's and the topic's entries, and forget their failures."""
-        if self._states:
-            self._states.pop((region, ""), None)
-            self._states.pop((region, topic), None)
+    def succeeded(self, region: str, topic: str) -> bool:
+        """Close the region's and the topic's entries, and forget their failures.
+
+        :returns: whether there were any.
+        """
+        if not self._states:
+            return False
+        whole = self._states.pop((region, ""), None)
+        return self._states.pop((region, topic), whole) is not None
 
     def _is_open(self, key: Key) -> bool:
         state = self._states.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 import time
@@ -11,15 +12,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from audit_logging.exceptions import SpoolError, SpoolFull
+from audit_logging.exceptions import SpoolError, SpoolFull, SpoolUnavailable
 from audit_logging.folders import make_private
 from audit_logging.spool import DurableQueue, Record, StoredRecord
 from audit_logging.spool_moves import move
 
 from ..exceptions import StorageExhausted
 
+logger = logging.getLogger(__name__)
+
 #: Records that no region will ever take; kept for people to look at.
 REFUSED = "#refused"
+#: Written to find out whether a disk that refused takes records again, and forgotten at once.
+_PROBE = "#probe"
+_MOST_PROBE = 1 << 20
 #: Headers of a refused record, before its own: the topic that it was for, and why it was refused.
 TOPIC_HEADER = "#topic"
 CAUSE_HEADER = "#cause"
@@ -43,6 +49,8 @@ class Spool:
         self._max_bytes = max_bytes
         #: Bytes that it held when a record found no room.
         self._full_at: int | None = None
+        #: Why it took nothing the last time, and how many bytes these were.
+        self._failed: tuple[str, int] | None = None
         self._queue = DurableQueue(
             self._folder / "publisher.sqlite3", max_bytes=max_bytes, clock=clock
         )
@@ -56,15 +64,46 @@ class Spool:
             self._queue.append(topic, records)
         except (SpoolError, OSError, sqlite3.Error) as error:
             if isinstance(error, SpoolFull):
-                self._remember_full()
+                self._remember_full(error)
+            else:
+                self._remember_failure(error, sum(len(record.value) for record in records))
             raise StorageExhausted(f"No region takes it, and the spool neither: {error}") from error
-        self._full_at = None
+        self._works()
 
-    def _remember_full(self) -> None:
+    def _works(self) -> None:
+        if self._failed is not None or self._full_at is not None:
+            logger.warning("The spool takes events again.")
+        self._failed = self._full_at = None
+
+    def _remember_full(self, error: SpoolFull) -> None:
         with suppress(SpoolError, OSError, sqlite3.Error):
             used = self._queue.used_bytes()
             # Else it was the record that is too large for any spool of this size.
-            self._full_at = used if used >= self._max_bytes // 2 else None
+            if used >= self._max_bytes // 2:
+                if self._full_at is None:
+                    logger.error("The spool is full, and events are refused: %s", error)
+                self._full_at = used
+
+    def _remember_failure(self, error: Exception, size: int) -> None:
+        if self._failed is None:
+            logger.error("The spool takes nothing, and events are refused: %s", error)
+        self._failed = (str(error), size)
+
+    def _try_again(self) -> None:
+        """See whether a disk that refused takes as much now.
+
+        :raises SpoolError: it does not.
+        """
+        if self._failed is None:
+            return
+        probe = Record(b"\0" * min(self._failed[1], _MOST_PROBE), timestamp=0)
+        try:
+            through = self._queue.append(_PROBE, [probe])[-1]
+            self._queue.trim(_PROBE, through + 1)
+        except (SpoolFull, SpoolError, OSError, sqlite3.Error):
+            # What was asked for says more than the probe.
+            raise SpoolUnavailable(self._failed[0]) from None
+        self._works()
 
     def accepts(self) -> str:
         """Say why the spool takes nothing now; "" when it does."""
@@ -80,6 +119,7 @@ class Spool:
                 )
             if not os.access(self._folder, os.W_OK):
                 return f"AUDIT_PUBLISHER_SPOOL_DIR: {self._folder} cannot be written."
+            self._try_again()
         except (SpoolError, OSError, sqlite3.Error) as error:
             return f"AUDIT_PUBLISHER_SPOOL_DIR: {error}"
         return ""
@@ -123,6 +163,16 @@ class Spool:
         """(records, bytes) that wait."""
         stats = [self._queue.stats(topic) for topic in self.topics()]
         return sum(each.records for each in stats), sum(each.bytes for each in stats)
+
+    def oldest_at(self) -> float:
+        """When the record that waits for longest came, in epoch seconds; 0 when none waits."""
+        stats = [self._queue.stats(topic) for topic in self.topics()]
+        return min((each.oldest for each in stats if each.oldest is not None), default=0) / 1e6
+
+    @property
+    def max_bytes(self) -> int:
+        """Bound over all topics."""
+        return self._max_bytes
 
     @property
     def queue(self) -> DurableQueue:

@@ -254,4 +254,5 @@ class RecordProducer:
     def _on_error(self, error: Any) -> None:
         if is_fatal(error):
             self._failed = error
-        logger.info("Region %s: %s", self._region, error.str())
+        # An outage is one line of the publisher's, and hundreds of the library's.
+        logger.debug("Region %s: %s", self._region, error.str())

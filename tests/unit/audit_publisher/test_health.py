@@ -107,6 +107,7 @@ def test_a_region_that_takes_no_record_is_not_there(
     (tmp_path / "file").touch()
     configure(SPOOL_DIR=tmp_path / "file" / "spool")
     mute = Mute("primary", tmp_path / "mute.sqlite3")
+    mute.ensure_topic(conf.DEFAULT_TOPIC, 1)
     monkeypatch.setattr(eventlog, "open_region", lambda name, url: mute)
     look()
     assert api.get("/health/ready").status_code == 200
@@ -286,6 +287,10 @@ def test_what_hangs_holds_no_probe(
         # The last answer holds for a while, and then nobody may believe it any more.
         assert api.get("/health/ready").status_code == 200
         monkeypatch.setattr(health, "GOOD_FOR", 0.0)
+        response = api.get("/health/ready")
+        # A region takes events, whatever else hangs.
+        assert (response.status_code, response.json()["status"]) == (200, "degraded")
+        publish.get_publisher().states["primary"].up = False
         for probe in ("ready", "startup", "ready"):
             response = api.get(f"/health/{probe}")
             assert response.status_code == 503

@@ -666,3 +666,68 @@ def test_a_dead_partition_holds_up_its_own_keys_alone(setup: Setup, tmp_path: Pa
     # Each once, and those of one key in their order.
     assert log.values()[6:] == [b"0", b"3", b"7"]
     assert setup.spool.size()[0] == 0
+
+
+def test_a_disk_that_is_full_is_told_until_it_takes_records_again(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pages(count: int) -> None:
+        # To SQLite a file that may not grow is a disk that is full.
+        with setup.spool.queue._write() as connection:
+            connection.execute(f"PRAGMA max_page_count = {count}")
+
+    setup.spool.append(TOPIC, [Record(b"1", timestamp=0)])
+    assert setup.spool.accepts() == ""
+    pages(20)
+    for _ in range(3):
+        with pytest.raises(StorageExhausted, match="full"):
+            setup.spool.append(TOPIC, [Record(b"x" * 200_000, timestamp=0)])
+    for _ in range(3):
+        problem = setup.spool.accepts()
+        assert "SPOOL_DIR" in problem
+        assert "full" in problem
+    # What is small still has room.
+    pages(1_000_000)
+    assert setup.spool.accepts() == ""
+    assert setup.spool.size() == (1, setup.spool.size()[1])
+    told = [record.getMessage() for record in caplog.records]
+    assert [("refused" in each, "again" in each) for each in told] == [(True, False), (False, True)]
+
+
+def test_what_changes_is_logged_once(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> list[str]:
+        found = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return found
+
+    setup.publisher._step()
+    setup.primary.failure = setup.secondary.failure = DOWN
+    for n in range(3):
+        setup.publish(b"%d" % n)
+        setup.publisher._step()
+    assert told() == [
+        "Region primary takes nothing for now: down",
+        "Region secondary takes nothing for now: down",
+        "Events are on disk, in the spool, until a region takes them.",
+    ]
+    setup.primary.failure = setup.secondary.failure = None
+    setup.clock.now += 17
+    setup.publisher._step()
+    setup.publisher._step()
+    assert told()[0] == "Region primary takes records again."
+    setup.publisher._step()
+    assert told() == []
+    assert setup.spool.size()[0] == 0
+
+
+def test_a_spool_that_cannot_be_used_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup(tmp_path)
+    (tmp_path / "file").touch()
+    setup.spool = Spool(tmp_path / "file" / "spool", 1 << 20)
+    publisher = setup.another()
+    for _ in range(3):
+        publisher._step()
+    (said,) = [record.getMessage() for record in caplog.records if "spool" in record.getMessage()]
+    assert "AUDIT_PUBLISHER_SPOOL_DIR" in said
