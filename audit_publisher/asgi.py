@@ -17,6 +17,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from django.conf import settings
+
 from audit_logging import tracing
 
 from . import authentication, metrics, operations
@@ -62,11 +64,11 @@ def front(application: Application) -> Application:
 class Asked:
     """A request as the checks of its sender want it; the names are Django's."""
 
-    __slots__ = ("META", "method", "scheme")
+    __slots__ = ("META", "_scheme", "method")
 
     def __init__(self, scope: Message) -> None:
         self.method: str = scope["method"]
-        self.scheme: str = scope.get("scheme") or "http"
+        self._scheme: str = scope.get("scheme") or "http"
         client = scope.get("client")
         meta: dict[str, Any] = {
             "REQUEST_METHOD": self.method,
@@ -82,6 +84,17 @@ class Asked:
             # Once more, or in another spelling: nobody can say which is meant, and all see that.
             meta[name] = f"{meta[name]},{text}" if name in meta else text
         self.META = meta
+
+    @property
+    def scheme(self) -> str:
+        """As the client has it, by Django's own rule for a proxy that ends TLS."""
+        trusted = settings.SECURE_PROXY_SSL_HEADER
+        if trusted:
+            name, secure = trusted
+            said: str | None = self.META.get(name)
+            if said is not None:
+                return "https" if said.split(",", 1)[0].strip() == secure else "http"
+        return self._scheme
 
 
 @lru_cache(maxsize=512)

@@ -196,6 +196,44 @@ def test_other_ways_to_cover_it(
     assert response.status_code == 200, response.content
 
 
+@pytest.mark.parametrize(
+    "said", ["https", " https , http", "http", "http, https", "HTTPS", "", None]
+)
+@pytest.mark.parametrize("component", ["@target-uri", "@scheme"])
+def test_the_scheme_behind_a_proxy_that_ends_tls(
+    sending: Sending,
+    sign: Callable[..., dict[str, str]],
+    settings: Any,
+    said: str | None,
+    component: str,
+) -> None:
+    """As the proxy says, and not in the other form, which somebody else may have asked for."""
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    body = event_body()
+    sent = {"Content-Digest": messages.content_digest(body), "Host": "testserver"}
+    if said is not None:
+        sent["X-Forwarded-Proto"] = said
+
+    def signed(scheme: str) -> dict[str, str]:
+        added = {"@target-uri": f"{scheme}://testserver{URL}", "@scheme": scheme}
+        return sign([*parts(body), (component, added[component])])
+
+    good = "https" if said is not None and said.split(",")[0].strip() == "https" else "http"
+    bad = {"https": "http", "http": "https"}[good]
+    assert refusal(sending.post(body, signed(bad) | sent))["code"] == "signature-bad-signature"
+    assert sending.post(body, signed(good) | sent).status_code == 200
+
+
+def test_a_proxy_s_word_counts_for_nothing_unless_it_is_set(
+    sending: Sending, sign: Callable[..., dict[str, str]]
+) -> None:
+    body = event_body()
+    sent = {"Content-Digest": messages.content_digest(body), "X-Forwarded-Proto": "https"}
+    for scheme, status in (("https", 401), ("http", 200)):
+        headers = sign([*parts(body), ("@scheme", scheme)]) | sent
+        assert sending.post(body, headers).status_code == status
+
+
 def test_digests(sending: Sending, sign: Callable[..., dict[str, str]]) -> None:
     body = event_body()
 
