@@ -56,8 +56,8 @@ demo: $(VENV)/.demo ## See it work: start everything, send requests, show what b
 	@$(BIN)/python -m examples.demo --requests $(REQUESTS) $(if $(ONCE),--once) $(ARGS)
 
 .PHONY: test
-test: check services ## Every test, with the real servers (ARGS=… goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: check services ## Every test, with the real servers (ARGS=… goes to pytest; ARGS="-n 0": one after the other)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 .PHONY: contract
 contract: $(VENV)/.dev ## 50,000 requests by schemathesis to a publisher behind its shipped server (ARGS="--requests …")

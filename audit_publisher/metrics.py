@@ -188,4 +188,6 @@ def received(families: Iterable[Metric]) -> Iterator[Metric]:
     )
 
 
-monitoring.derive(received)
+DERIVED = (received,)
+for _make in DERIVED:
+    monitoring.derive(_make)

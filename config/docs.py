@@ -172,8 +172,14 @@ def metrics_of(tier: str) -> list[tuple[str, str, tuple[str, ...], str]]:
         return [(metric.name, kind_of(metric), metric.labels, metric.help) for metric in METRICS]
     from prometheus_client.metrics import MetricWrapperBase
 
-    found = []
-    for metric in vars(import_module(f"{tier}.metrics")).values():
+    module = import_module(f"{tier}.metrics")
+    # Those that are made of the others when these are read.
+    found: list[tuple[str, str, tuple[str, ...], str]] = [
+        (f"{each.name}_total", each.type, (), each.documentation)
+        for make in getattr(module, "DERIVED", ())
+        for each in make(())
+    ]
+    for metric in vars(module).values():
         if isinstance(metric, MetricWrapperBase):
             # The names are public on the page alone.
             end = "_total" if metric._type == "counter" else ""
