@@ -16,6 +16,7 @@ def move(queue: DurableQueue, stream: str, target: str, records: Sequence[Stored
     killed. They keep key, value and time, and take the headers that are given. The queue's bound
     does not stand against it: nothing is added.
 
+    :param records: their values are not looked at, so those of :func:`.spool_looks.heads` will do.
     :raises SpoolUnavailable: the disk or the file failed; none was moved.
     """
 
@@ -29,10 +30,12 @@ def move(queue: DurableQueue, stream: str, target: str, records: Sequence[Stored
         count = left = arrived = 0
         for record in records:
             found = connection.execute(
-                "SELECT size FROM record WHERE stream = ? AND offset = ?", (stream, record.offset)
+                "SELECT size, length(value) FROM record WHERE stream = ? AND offset = ?",
+                (stream, record.offset),
             ).fetchone()
             if found is None:
                 continue
+            size = record.size - len(record.value) + found[1]
             connection.execute(
                 "UPDATE record SET stream = ?, offset = ?, headers = ?, size = ?,"
                 " leased_until = 0, lease = NULL, attempts = 0 WHERE stream = ? AND offset = ?",
@@ -40,12 +43,12 @@ def move(queue: DurableQueue, stream: str, target: str, records: Sequence[Stored
                     target,
                     end + count,
                     dump_headers(record.headers),
-                    record.size,
+                    size,
                     stream,
                     record.offset,
                 ),
             )
-            count, left, arrived = count + 1, left + found[0], arrived + record.size
+            count, left, arrived = count + 1, left + found[0], arrived + size
         connection.execute(
             "UPDATE stream SET next_offset = next_offset + ?, bytes = bytes + ?,"
             " records = records + ? WHERE name = ?",

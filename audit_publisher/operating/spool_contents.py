@@ -198,11 +198,13 @@ class Contents:
         return self._each(str(TrailLine.Action.DISCARDED), offsets, work)
 
     def _restored(self, offset: int) -> StoredRecord:
-        records = self.queue.read(REFUSED, offset, max_records=1)
-        if not records or records[0].offset != offset:
+        # Not what it carries: two hundred of the largest would fill a small machine's memory.
+        found = heads(self.queue, REFUSED, offset, 1)
+        if not found or found[0][0].offset != offset:
             raise Unwilling(f"Record {offset} is gone: somebody else was quicker.")
-        headers = tuple(each for each in records[0].headers if not each[0].startswith("#"))
-        return replace(records[0], headers=headers)
+        record = found[0][0]
+        headers = tuple(each for each in record.headers if not each[0].startswith("#"))
+        return replace(record, headers=headers)
 
     def _each(self, action: str, offsets: Iterable[int] | None, work: Any, topic: str = "") -> int:
         done = 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from audit_logging.spool import DurableQueue, Record
+from audit_logging.spool_looks import heads
 from audit_logging.spool_moves import move
 
 
@@ -43,6 +44,18 @@ def test_moved_records_keep_what_they_are_and_take_new_headers(queue: DurableQue
         stats = queue.stats(stream)
         records = queue.read(stream, 0)
         assert (stats.records, stats.bytes) == (len(records), sum(each.size for each in records))
+
+
+def test_records_are_moved_without_reading_what_they_carry(queue: DurableQueue) -> None:
+    add(queue, "a", b"x" * 1000, b"y")
+    found = [record for record, _ in heads(queue, "a", 0, 2)]
+    assert [record.value for record in found] == [b"", b""]
+    assert move(queue, "a", "b", [replace(found[0], headers=(("why", b"bad"),)), found[1]]) == 2
+    records = queue.read("b", 0)
+    assert [record.value for record in records] == [b"x" * 1000, b"y"]
+    assert records[0].headers == (("why", b"bad"),)
+    assert [size for _, size in heads(queue, "b", 0, 2)] == [each.size for each in records]
+    assert queue.stats("b").bytes == queue.used_bytes() == sum(each.size for each in records)
 
 
 def test_what_is_gone_already_is_not_moved_twice(queue: DurableQueue) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +16,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
 
+from audit_logging.spool import Record
 from audit_publisher import routing
 from audit_publisher.conf import conf
-from audit_publisher.durable.spool import REFUSED, Spool
+from audit_publisher.durable.spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
 from audit_publisher.models import TopicRoute, TrailLine
 from audit_publisher.operating.chart import HEIGHT, chart
 from audit_publisher.operating.spool_contents import Contents, Unwilling
@@ -210,6 +212,25 @@ def test_many_are_moved_in_parts(spool: Spool, fill: Fill, monkeypatch: Any) -> 
     fill(5, refuse=True)
     assert Contents().redrive(None) == 5
     assert TrailLine.objects.filter(action="redriven").count() == 3
+
+
+def test_large_ones_are_moved_without_reading_what_they_carry(spool: Spool) -> None:
+    routing.refresh()
+    headers = ((TOPIC_HEADER, TOPIC.encode()), (CAUSE_HEADER, CAUSE.encode()), ("a", b"1"))
+    for _ in range(16):
+        spool.queue.append(REFUSED, [Record(bytes(1 << 20), headers=headers)])
+    was = spool.queue.used_bytes()
+    tracemalloc.start()
+    try:
+        assert Contents().redrive(None) == 16
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+    (first,) = spool.oldest(TOPIC, 1)
+    assert (first.value, first.headers) == (bytes(1 << 20), (("a", b"1"),))
+    told = sum(len(name) + len(value) for name, value in headers[:2])
+    assert spool.queue.used_bytes() == was - 16 * told
 
 
 def test_somebody_quicker_is_told(fill: Fill) -> None:
