@@ -23,6 +23,7 @@ from ..operating.region_actions import (
     FAIL_BACK,
     FAIL_OVER,
     TAKE_BACK,
+    Overtaken,
     carry_out,
     plan,
 )
@@ -106,18 +107,26 @@ class RegionAdmin(ShowingAdmin):
         if found.impossible:
             self.message_user(request, found.impossible, messages.WARNING)
             return redirect(back)
-        problems = []
+        problems: list[str] = []
         if request.method == "POST":
             if not request.POST.get("_change_reason", "").strip():
                 problems.append("Say why: others will want to know.")
-            if found.dangers and request.POST.get("meant") != "yes":
+            # What was ticked is this page's danger, not one that has come since.
+            if request.POST.get("meant", "") != found.mark:
                 problems.append("Tick that you have read what is marked, or go back.")
             if not problems:
-                if carry_out(action, region):
-                    self.message_user(request, f"{found.verb}: done. {found.effects[-1]}")
+                try:
+                    found = carry_out(found)
+                except Overtaken as overtaken:
+                    found = overtaken.plan
+                    problems.append("Somebody else was quicker, and this is what it means now.")
                 else:
-                    self.message_user(request, "Somebody was quicker; nothing to do.")
-                return redirect(back)
+                    self.message_user(request, f"{found.verb}: done. {found.effects[-1]}")
+                    return redirect(back)
+                if found.impossible:
+                    message = f"Somebody else was quicker. {found.impossible}"
+                    self.message_user(request, message, messages.WARNING)
+                    return redirect(back)
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,

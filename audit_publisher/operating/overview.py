@@ -103,6 +103,11 @@ class SpoolView:
         """Per cent of SPOOL_MAX_BYTES."""
         return min(100.0, 100 * self.used_bytes / self.max_bytes) if self.max_bytes else 0.0
 
+    @property
+    def room(self) -> int:
+        """Bytes that are free."""
+        return max(0, self.max_bytes - self.used_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Overview:

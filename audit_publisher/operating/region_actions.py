@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from django.db import IntegrityError, router, transaction
@@ -13,10 +14,16 @@ from audit_logging import changes
 from ..conf import conf
 from ..durable.control import Wishes, arranged
 from ..models import RegionWish
-from .overview import Overview
+from .overview import Overview, look
 
 DRAIN, TAKE_BACK, FAIL_OVER, FAIL_BACK = "drain", "take-back", "fail-over", "fail-back"
 ACTIONS = (DRAIN, TAKE_BACK, FAIL_OVER, FAIL_BACK)
+
+#: The row that all who act wait for, one after the other; no region has this name.
+_TURN = ""
+
+#: What is wished of regions, as rows say it: (region, drained, first) of those with a wish.
+Seen = frozenset[tuple[str, bool, bool]]
 
 
 @dataclass(slots=True)
@@ -26,6 +33,7 @@ class Plan:
     :ivar impossible: why it cannot be done; empty when it can.
     :ivar effects: sentences, what will happen.
     :ivar dangers: sentences; where there are any, whoever asks must say that it is meant.
+    :ivar saw: the wishes that it was made by.
     """
 
     action: str
@@ -35,6 +43,26 @@ class Plan:
     impossible: str = ""
     effects: list[str] = field(default_factory=list)
     dangers: list[str] = field(default_factory=list)
+    saw: Seen = frozenset()
+
+    @property
+    def mark(self) -> str:
+        """Stands for the dangers: who means these has not meant others. Figures may differ."""
+        said = "".join(
+            each for each in " ".join(self.dangers) if not each.isdigit() and each != ","
+        )
+        return hashlib.sha256(said.encode()).hexdigest()[:16] if said else ""
+
+
+class Overtaken(Exception):
+    """Somebody else changed what is wished of regions first; nothing was done.
+
+    :ivar plan: what the action would do now: it is impossible, or has dangers nobody has meant.
+    """
+
+    def __init__(self, made: Plan) -> None:
+        super().__init__(made.impossible or " ".join(made.dangers))
+        self.plan = made
 
 
 def plan(action: str, region: str, overview: Overview) -> Plan:
@@ -46,6 +74,7 @@ def plan(action: str, region: str, overview: Overview) -> Plan:
     if view is None:
         raise KeyError(region)
     made, wanted = _PLANS[action](region, overview)
+    made.saw = _wishes((each.name, each.drained, each.first) for each in overview.regions)
     if made.impossible:
         return made
     before = arranged(overview.names, overview.wishes)
@@ -122,11 +151,13 @@ _PLANS: dict[str, Callable[[str, Overview], tuple[Plan, Wishes]]] = {
 
 def _dangers(before: tuple[str, ...], after: tuple[str, ...], overview: Overview) -> list[str]:
     if not after:
-        room = sum(max(0, spool.max_bytes - spool.used_bytes) for spool in overview.spools)
-        hosts = len({spool.host for spool in overview.spools})
+        # What a host that is silent has on its disk helps none that takes events.
+        rooms = [spool.room for spool in overview.spools if not spool.stale]
+        hosts = len({spool.host for spool in overview.spools if not spool.stale})
         where = (
-            f"{room:,} bytes are free on {hosts} host{'' if hosts == 1 else 's'} heard of"
-            if hosts
+            f"{sum(rooms):,} bytes are free on {hosts} host{'' if hosts == 1 else 's'} heard of"
+            + (f", {min(rooms):,} where there is least" if len(rooms) > 1 else "")
+            if rooms
             else f"each host has AUDIT_PUBLISHER_SPOOL_MAX_BYTES ({conf.SPOOL_MAX_BYTES:,} bytes)"
         )
         return [
@@ -147,39 +178,64 @@ def _dangers(before: tuple[str, ...], after: tuple[str, ...], overview: Overview
     return []
 
 
-def carry_out(action: str, region: str) -> bool:
-    """Do it, for whoever acts now and for their reason; return whether anything changed."""
+def carry_out(made: Plan, whatever: bool = False) -> Plan:
+    """Do it, for whoever acts now and for their reason; return the plan that was followed.
+
+    One after the other: whoever finds other wishes than the plan was made by plans again.
+
+    :param made: its dangers are meant.
+    :param whatever: so is every other danger.
+    :raises Overtaken: others were quicker, and now it is impossible or has other dangers.
+    """
     try:
-        return _carry_out(action, region)
+        return _carry_out(made, whatever)
     except IntegrityError:
-        # Somebody else made the first row of a region at the same moment; now it is there.
-        return _carry_out(action, region)
+        # The row of a region was made past this module at the same moment; now it is there.
+        return _carry_out(made, whatever)
 
 
-def _carry_out(action: str, region: str) -> bool:
+def _carry_out(made: Plan, whatever: bool) -> Plan:
     actor = changes.actor()
     with transaction.atomic(using=router.db_for_write(RegionWish)):
+        _take_turn()
         rows = {
             wish.region: wish for wish in RegionWish.objects.select_for_update().order_by("region")
         }
+        if _wishes((row.region, row.drained, row.first) for row in rows.values()) != made.saw:
+            now = plan(made.action, made.region, look())
+            if now.impossible or (now.dangers and now.mark != made.mark and not whatever):
+                raise Overtaken(now)
+            made = now
+        region, action = made.region, made.action
         wish = rows.get(region) or RegionWish(region=region)
-        before = (wish.drained, wish.first)
         if action in (DRAIN, TAKE_BACK):
             wish.drained = action == DRAIN
         elif action == FAIL_BACK:
             wish.first = False
-        elif action == FAIL_OVER:
+        else:
             wish.first = True
             for other in rows.values():
                 if other.first and other.region != region:
                     other.first = False
                     _sign(other, actor)
-        else:
-            raise KeyError(action)
-        if (wish.drained, wish.first) == before:
-            return False
         _sign(wish, actor)
-    return True
+    return made
+
+
+def _take_turn() -> None:
+    """Wait until nobody else acts; held until the transaction ends.
+
+    By writing, as SQLite locks nothing for those who read; by a row of its own, as a region that
+    nobody has wished anything of has none that could be locked. It tells nobody anything, so it
+    goes past the trail.
+    """
+    rows = RegionWish._base_manager.using(router.db_for_write(RegionWish))
+    rows.bulk_create([RegionWish(region=_TURN)], ignore_conflicts=True)
+    rows.filter(region=_TURN).update(note="")
+
+
+def _wishes(rows: Iterable[tuple[str, bool, bool]]) -> Seen:
+    return frozenset(row for row in rows if row[1] or row[2])
 
 
 def _sign(wish: RegionWish, actor: changes.Actor) -> None:

@@ -10,7 +10,7 @@ from django.db import Error
 
 from audit_logging import changes
 from audit_publisher.operating.overview import Overview, look
-from audit_publisher.operating.region_actions import ACTIONS, carry_out, plan
+from audit_publisher.operating.region_actions import ACTIONS, Overtaken, carry_out, plan
 
 
 class Command(BaseCommand):
@@ -63,8 +63,14 @@ class Command(BaseCommand):
             raise CommandError(found.impossible)
         if found.dangers and not options["yes"]:
             raise CommandError(" ".join([*found.dangers, "With --yes it is done all the same."]))
-        with changes.because(options["reason"]):
-            carry_out(found.action, region)
+        try:
+            with changes.because(options["reason"]):
+                found = carry_out(found, whatever=options["yes"])
+        except Overtaken as overtaken:
+            said = ["Somebody else was quicker.", str(overtaken)]
+            if not overtaken.plan.impossible:
+                said.append("With --yes it is done all the same.")
+            raise CommandError(" ".join(said)) from overtaken
         for line in [*found.effects, *found.dangers]:
             self.stdout.write(line)
 

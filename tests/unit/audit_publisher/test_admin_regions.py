@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from audit_logging.background import Loop
 from audit_publisher.durable import control
@@ -18,7 +21,7 @@ from audit_publisher.durable.control import Wishes
 from audit_publisher.health import readiness
 from audit_publisher.models import RegionWish, TrailLine
 from audit_publisher.operating.overview import look
-from audit_publisher.operating.region_actions import carry_out, plan
+from audit_publisher.operating.region_actions import Overtaken, carry_out, plan
 from audit_publisher.publish import get_publisher
 from tests.unit.audit_publisher.operating import DOWN, REGIONS, heard, person, send
 
@@ -37,6 +40,17 @@ def two_regions(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def operator() -> Client:
     return person("olga", "control_regions")
+
+
+def meant(page: str) -> str:
+    """What the page's tick stands for."""
+    found = re.search(r'name="meant" value="(\w+)"', page)
+    assert found, "nothing is to be ticked"
+    return found[1]
+
+
+def do(action: str, region: str) -> None:
+    carry_out(plan(action, region, look()))
 
 
 def wishes() -> Wishes:
@@ -91,7 +105,7 @@ def test_draining_asks_first_says_what_happens_and_wants_a_reason(operator: Clie
     assert send(operator, url, _change_reason="new disks").status_code == 302
     assert wishes() == Wishes(frozenset({"primary"}))
     assert control.order(("primary", "secondary")) == ("secondary",)
-    wish = RegionWish.objects.get()
+    wish = RegionWish.objects.get(region="primary")
     assert (wish.wished_by, wish.note) == ("olga", "new disks")
     line = TrailLine.objects.get(kind="audit_publisher.regionwish", action="created")
     assert (line.actor, line.reason, line.address) == ("olga", "new disks", "127.0.0.1")
@@ -120,7 +134,9 @@ def test_draining_the_last_region_must_be_meant(operator: Client) -> None:
     assert "1,000 bytes are free on 1 host heard of" in page
     assert "Tick that" in send(operator, url, _change_reason="b").content.decode()
     assert wishes().drained == {"primary"}
-    send(operator, url, _change_reason="b", meant="yes")
+    # Another danger than this page's was ticked.
+    assert "Tick that" in send(operator, url, _change_reason="b", meant="yes").content.decode()
+    send(operator, url, _change_reason="b", meant=meant(page))
     assert wishes().drained == {"primary", "secondary"}
     assert control.order(("primary", "secondary")) == ()
 
@@ -237,8 +253,8 @@ def test_readiness_tells_what_is_drained(tmp_path: Path) -> None:
     publisher = get_publisher()
     publisher.probe()
     assert readiness()["status"] == "ok"
-    carry_out("drain", "primary")
-    carry_out("drain", "secondary")
+    do("drain", "primary")
+    do("drain", "secondary")
     control.refresh()
     answer = readiness()
     assert answer["status"] == "degraded"
@@ -295,5 +311,80 @@ def test_two_who_act_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None
         save(self, *args, **kwargs)
 
     monkeypatch.setattr(RegionWish, "save", quicker)
-    assert carry_out("fail-over", "primary")
+    do("fail-over", "primary")
     assert RegionWish.objects.get(first=True).region == "primary"
+
+
+def test_who_comes_second_is_asked_by_what_holds_then() -> None:
+    heard()
+    first, second = (plan("drain", region, look()) for region in ("primary", "secondary"))
+    assert (first.dangers, second.dangers) == ([], [])
+    carry_out(first)
+    with pytest.raises(Overtaken, match="Every region is drained then") as caught:
+        carry_out(second)
+    assert wishes().drained == {"primary"}
+    # Meant now, it is done; so it is by who means whatever there is.
+    carry_out(caught.value.plan)
+    assert wishes().drained == {"primary", "secondary"}
+    do("take-back", "secondary")
+    carry_out(second, whatever=True)
+    assert wishes().drained == {"primary", "secondary"}
+    with pytest.raises(Overtaken, match="drained already"):
+        carry_out(first)
+
+
+def test_who_comes_second_follows_the_plan_that_holds_then() -> None:
+    heard()
+    late = plan("drain", "secondary", look())
+    assert "The order will be: primary." in late.effects
+    do("fail-over", "primary")
+    do("fail-over", "secondary")
+    done = carry_out(late)
+    assert done is not late
+    assert wishes() == Wishes(frozenset({"secondary"}), "secondary")
+
+
+def test_who_acts_waits_for_the_others_before_looking() -> None:
+    with CaptureQueriesContext(connection) as queries:
+        do("drain", "primary")
+    said = [query["sql"] for query in queries]
+    begun = next(number for number, sql in enumerate(said) if "SAVEPOINT" in sql or "BEGIN" in sql)
+    assert [sql.split()[0] for sql in said[begun + 1 : begun + 3]] == ["INSERT", "UPDATE"]
+    # The row that is waited for is nobody's wish, and no line of the trail.
+    assert [line.text for line in TrailLine.objects.all()] == ["primary"]
+    assert "primary" in run("list")
+    assert [region.name for region in look().regions] == ["primary", "secondary"]
+
+
+@pytest.mark.parametrize("other", ["primary", "secondary"])
+def test_a_page_that_was_overtaken_asks_again_or_says_so(
+    operator: Client, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    heard()
+
+    def late(made: Any, **kwargs: Any) -> Any:
+        if made.region == "secondary" and other not in wishes().drained:
+            do("drain", other)
+        return carry_out(made, **kwargs)
+
+    monkeypatch.setattr("audit_publisher.admin.regions.carry_out", late)
+    answer = send(operator, f"{REGIONS}drain/secondary/", _change_reason="x")
+    assert wishes().drained == {other}
+    if other == "secondary":
+        assert answer.status_code == 302
+        assert "Somebody else was quicker." in operator.get(REGIONS).content.decode()
+        return
+    page = answer.content.decode()
+    assert "Somebody else was quicker" in page
+    assert "Every region is drained then" in page
+    send(operator, f"{REGIONS}drain/secondary/", _change_reason="x", meant=meant(page))
+    assert wishes().drained == {"primary", "secondary"}
+
+
+def test_room_is_counted_where_events_are_taken() -> None:
+    do("drain", "primary")
+    heard("web-1", 1, spool={"used_bytes": 400})
+    heard("web-2", 2, spool={"used_bytes": 900})
+    heard("web-3", 3, age=100)
+    (danger,) = plan("drain", "secondary", look()).dangers
+    assert "700 bytes are free on 2 hosts heard of, 100 where there is least" in danger
