@@ -15,12 +15,16 @@ W003 a topic may lose events one day: copies, short retention (with --deploy)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from .conf import conf
+from .names import DEAD_LETTER_SUFFIX
+
+if TYPE_CHECKING:
+    from .operating.topics import TopicProblem
 
 
 @register("audit_publisher")
@@ -125,8 +129,21 @@ def check_regions(**kwargs: Any) -> list[CheckMessage]:
     for problem in topics.problems(answers, wanted):
         number = "E006" if problem.kind == "missing" else "E008" if problem.serious else "W003"
         kind = Error if problem.serious else Warning
-        found.append(kind(problem.message, hint=problem.cure, id=f"audit_publisher.{number}"))
+        message, cure = told(problem)
+        found.append(kind(message, hint=cure, id=f"audit_publisher.{number}"))
     return found
+
+
+def told(problem: TopicProblem) -> tuple[str, str]:
+    """What is wrong with a topic, and its cure; no setting names a dead-letter topic."""
+    if problem.kind == "missing" and problem.topic.endswith(DEAD_LETTER_SUFFIX):
+        where = " and ".join(problem.regions)
+        return (
+            f"Region {where} has no topic {problem.topic!r}, where records that no sink can use "
+            "are kept.",
+            "Create it: manage.py audit_topics --create",
+        )
+    return problem.message, problem.cure
 
 
 @register("audit_publisher", deploy=True)

@@ -56,7 +56,11 @@ def check_region_url(url: str) -> None:
         for server in parts.netloc.split(","):
             host, _, port = server.rpartition(":")
             if not host or not port.isdigit():
-                raise ValueError(f"{server!r} is not host:port. Use kafka://host:9092,host:9092")
+                raise ValueError(
+                    f"{server!r} in {url!r} is not host:port. Use kafka://host:9092,host:9092"
+                    if parts.netloc
+                    else f"{url!r} names no server. Use kafka://host:9092,host:9092"
+                )
         if parts.path.strip("/") or parts.query:
             raise ValueError(
                 f"{url!r} has something after its servers. Topics are set by DEFAULT_TOPIC, "

@@ -62,6 +62,13 @@ def failure(message: str, cure: str) -> Finding:
 #: Warnings, so that no command stops for them; but events are held up, or lost, while they last.
 _HOLDS_UP = frozenset(f"audit_logging.W0{number}" for number in ("02", "23", "24", "25", "26"))
 
+#: Django's own checks of what goes over TLS alone; they have no hint.
+_OF_TLS = frozenset(f"security.W0{number}" for number in ("04", "08", "12", "16"))
+_TLS_CURE = (
+    "Set AUDIT_TLS=on where the publisher's project runs behind a proxy that ends TLS; in another "
+    "project, the setting that the message names."
+)
+
 
 def of_checks(messages: Iterable[CheckMessage]) -> Iterator[Finding]:
     """What system checks say."""
@@ -69,7 +76,8 @@ def of_checks(messages: Iterable[CheckMessage]) -> Iterator[Finding]:
         if not each.is_silenced():
             fails = each.level >= ERROR or each.id in _HOLDS_UP
             level: Level = "FAIL" if fails else "warning"
-            yield Finding(level, str(each.msg), str(each.hint or ""), str(each.id or ""))
+            cure = str(each.hint or "") or (_TLS_CURE if each.id in _OF_TLS else "")
+            yield Finding(level, str(each.msg), cure, str(each.id or ""))
 
 
 @dataclass(frozen=True, slots=True)

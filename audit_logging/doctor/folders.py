@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -12,6 +13,8 @@ from pathlib import Path
 from ..checks.host import LAYERS, MEMORY, NETWORK, file_system, nearest, refused
 from .examinations import Finding, failure, ok, warning
 
+#: What the system says where nobody may write any more.
+_FULL = frozenset(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 #: A certificate that ends within this is told of.
 SOON = timedelta(days=21)
 
@@ -26,9 +29,12 @@ def look_at_folder(setting: str, folder: Path, wanted: int) -> Iterator[Finding]
     there = nearest(folder)
     why = refused(there)
     if why:
+        full = why in _FULL
         yield failure(
-            f"{setting}: {folder} cannot be written: {why}.",
-            "Give the service's user write access, or name another folder.",
+            f"{setting}: {'the disk is full: ' * full}{folder} cannot be written: {why}.",
+            "Make room on it, or name a folder on another disk."
+            if full
+            else "Give the service's user write access, or name another folder.",
         )
         return
     kind = file_system(there)

@@ -10,10 +10,14 @@ from typing import Any
 from audit_logging.doctor.examinations import Asked, Finding, examine, failure, ok, warning
 
 from .. import eventlog, routing
+from ..checks import told
 from ..conf import conf
 from ..eventlog import TopicFacts
 from ..exceptions import EventLogError
 from ..operating import topics
+
+#: Of a spool that is filled beyond this, one cannot count on room for an event.
+_NEARLY = 0.99
 
 
 @examine("topics", "regions", seconds=20)
@@ -77,7 +81,7 @@ def _topics(answers: dict[str, topics.Answer], wanted: list[str]) -> Iterator[Fi
         for each in wrong:
             if each.topic == topic:
                 make = failure if each.serious else warning
-                yield make(each.message, each.cure)
+                yield make(*told(each))
 
 
 def _shown(facts: TopicFacts) -> str:
@@ -138,8 +142,18 @@ def spool(asked: Asked) -> Iterator[Finding]:
         yield failure(said, "Bring a region back, or make room.")
         return
     records, size = queue.size()
-    share = size / conf.SPOOL_MAX_BYTES
-    if share > 0.5:
+    used = queue.queue.used_bytes()
+    share = used / conf.SPOOL_MAX_BYTES
+    room = conf.SPOOL_MAX_BYTES - used
+    if share > _NEARLY or room < size / max(records, 1):
+        # It refuses what does not fit before its last byte is used, and only its publishers know.
+        yield failure(
+            f"AUDIT_PUBLISHER_SPOOL_MAX_BYTES: the spool in {folder} is full ({used:,} of "
+            f"{conf.SPOOL_MAX_BYTES:,} bytes, {records:,} records wait): events are refused with "
+            "503.",
+            "Bring a region back; then it empties by itself. Or raise it, where the disk has room.",
+        )
+    elif share > 0.5:
         yield warning(
             f"{records:,} records wait in {folder}, which is filled by {share:.0%}.",
             "Bring a region back; then it empties by itself. When it is full, events are refused.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.checks import Warning
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
@@ -23,6 +26,7 @@ from audit_logging.doctor.examinations import (
     examine,
     failure,
     load,
+    of_checks,
     ok,
     warning,
 )
@@ -184,7 +188,26 @@ def test_a_project_that_records_nothing_has_nothing_of_capture(service: Any) -> 
 
 def test_usage() -> None:
     with pytest.raises(CommandError, match="invalid choice: 'nonsense'"):
-        call_command("audit_doctor", "--only", "nonsense")
+        call_command("audit_doctor", "--only", "clock", "nonsense")
+    with pytest.raises(CommandError, match="invalid choice: 'nonsense'"):
+        call_command("audit_doctor", "--only", "clock,nonsense")
+
+
+@pytest.mark.parametrize(
+    "only", [["--only", "broker", "settings"], ["--only", "broker,settings"], None]
+)
+def test_several_groups(service: Callable[..., Any], only: list[str] | None) -> None:
+    service(BROKER_URL="redis://127.0.0.1:1/0")
+    arguments = only or ["--only", "broker", "--only", "settings"]
+    assert set(findings(*arguments)[1]) == {"broker", "settings"}
+
+
+def test_djangos_checks_of_tls_have_a_cure() -> None:
+    for number in ("04", "08", "12", "16"):
+        (finding,) = of_checks([Warning("not set", id=f"security.W0{number}")])
+        assert "AUDIT_TLS=on" in finding.cure
+    (other,) = of_checks([Warning("x", hint="y", id="security.W018")])
+    assert other.cure == "y"
 
 
 def test_it_says_so_when_there_is_nothing_to_examine(service: Any) -> None:
@@ -336,6 +359,16 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (refused,) = folders.look_at_folder("X", tmp_path / "file" / "folder", 0)
     assert (refused.level, "X: " in refused.message) == ("FAIL", True)
+    assert "write access" in refused.cure
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(folders, "refused", lambda folder: os.strerror(number))
+    (refused,) = folders.look_at_folder("X", tmp_path, 0)
+    assert "the disk is full" in refused.message
+    assert "write access" not in refused.cure
+    assert "Make room" in refused.cure
 
 
 def test_a_folder_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

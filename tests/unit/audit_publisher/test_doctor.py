@@ -18,6 +18,7 @@ from audit_publisher import codec, eventlog, routing
 from audit_publisher.doctor import disk, keys, regions, registry, tls
 from audit_publisher.durable.spool import Record, Spool
 from audit_publisher.eventlog.local import LocalEventLog
+from audit_publisher.exceptions import StorageExhausted
 from audit_publisher.models import Consumer, TopicRoute
 from tests.unit.audit_logging.test_doctor import certificate
 from tests.unit.audit_publisher.conftest import Configure
@@ -108,6 +109,26 @@ def test_the_spool(configure: Configure, tmp_path: Path) -> None:
     spool.append("t", [Record(b"x" * 600_000)])
     (finding,) = ask(regions.spool)
     assert (finding.level, "filled by 57%" in finding.message) == ("warning", True)
+
+
+@pytest.mark.parametrize("last", [400_000, 100])
+def test_a_spool_that_refuses(configure: Configure, tmp_path: Path, last: int) -> None:
+    """It is full for the next record like those that wait, though some bytes are left."""
+    configure(SPOOL_DIR=tmp_path / "spool", SPOOL_MAX_BYTES=1 << 20)
+    spool = Spool(tmp_path / "spool", 1 << 20)
+    records = [Record(b"x" * last)] * (1 if last > 1000 else 20)
+
+    def fill() -> None:
+        while True:
+            spool.append("t", records)
+
+    with pytest.raises(StorageExhausted):
+        fill()
+    assert spool.queue.used_bytes() < 1 << 20
+    assert spool.accepts()
+    (finding,) = ask(regions.spool)
+    assert (finding.level, "503" in finding.message) == ("FAIL", True)
+    assert "Bring a region back" in finding.cure
 
 
 def test_folders(configure: Configure, tmp_path: Path) -> None:

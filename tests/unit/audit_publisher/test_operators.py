@@ -253,6 +253,8 @@ def test_a_region_that_does_not_answer_fails_the_command(configure: Configure) -
     [
         ("PRIMARY_URL", "http://x", "kafka://host:9092 or local:///path"),
         ("PRIMARY_URL", "kafka://host", "host:port"),
+        ("PRIMARY_URL", "kafka:/127.0.0.1:9092", "'kafka:/127.0.0.1:9092' names no server"),
+        ("PRIMARY_URL", "kafka://a:1,", "'' in 'kafka://a:1,' is not host:port"),
         ("PRIMARY_URL", "kafka://host:9092/topic", "DEFAULT_TOPIC"),
         ("PRIMARY_URL", "local://", "names no file"),
         ("REGISTRY_URL", "https://user:pw@host", "REGISTRY_CREDENTIALS_FILE"),
@@ -301,6 +303,10 @@ def test_checks_at_deployment(
     monkeypatch.setattr(eventlog, "open_region", lambda name, url: log)
     eventlog.close_regions()
     assert ids(checks.check_regions()) == ["W002", "E006"]
+    monkeypatch.setattr(routing, "topics", lambda: ["api-audit-events", "api-audit-events_DLQ"])
+    (missing,) = [each for each in checks.check_regions() if "_DLQ" in each.msg]
+    assert missing.id == "audit_publisher.E006"
+    assert "DEFAULT_TOPIC" not in str(missing)
     configure(SIGNATURE="enforce", REGISTRY_URL="http://127.0.0.1:1", REGISTRY_TIMEOUT=0.2)
     assert checks.check_signatures() == []
     assert ids(checks.check_registry()) == ["E007"]
