@@ -1,16 +1,18 @@
 """Gunicorn's configuration for the publisher: ``gunicorn -c python:audit_publisher.gunicorn …``.
 
-Its workers are event loops (see :mod:`.worker`): a slow client costs a socket, not a thread.
+Its workers are event loops (see :mod:`.http.worker`): a slow client costs a socket, not a thread.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import os
 import resource
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from audit_logging.options import AppSettings, option
@@ -64,6 +66,10 @@ class ServerSettings(AppSettings):
     ACCESS_LOG: str = option("", "File of the access log; `-` is standard output. Empty: none.")
 
 
+#: How the names of folders begin in which workers count together.
+_METRICS = "audit-metrics-"
+#: The file in them that is locked while they are in use.
+_IN_USE = "in-use"
 #: Files that a worker may open, if the system lets it: connections for the most part.
 _FILES = 16_384
 
@@ -96,10 +102,45 @@ def on_starting(arbiter: Any) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     if server.WORKERS > 1 and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         # In memory: with its pages on a disk that is full, to count is to die (SIGBUS).
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
-        folder = tempfile.mkdtemp(prefix="audit-metrics-", dir=memory)
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()  # noqa: S108
+        _remove_left(Path(memory))
+        folder = _make_folder(memory)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         atexit.register(_remove, folder, os.getpid())
+
+
+def _make_folder(parent: str) -> str:
+    """Make a folder for metrics that is seen to be in use while one process of ours lives.
+
+    By a lock, which workers inherit: process ids mean nothing to who shares the memory from another
+    container.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_METRICS, dir=parent))
+    made = folder / f".{_IN_USE}"
+    # Open until the process ends.
+    lock = os.open(made, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    made.rename(folder / _IN_USE)
+    return str(folder)
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove this user's folders of servers that were killed."""
+    for folder in parent.glob(f"{_METRICS}*"):
+        try:
+            if folder.lstat().st_uid != os.geteuid():
+                continue
+            lock = os.open(folder / _IN_USE, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            # Somebody else's, or just being made.
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
+        finally:
+            os.close(lock)
 
 
 def _remove(folder: str, pid: int) -> None:

@@ -494,6 +494,10 @@ class Worker(UvicornWorker):
             await asyncio.sleep(interval)
             # uvicorn tells the arbiter no more when it stops, which may take longer than TIMEOUT.
             self.notify()
+            if os.getppid() != self.ppid and not server.should_exit:
+                # Nobody watches over us or would stop us, and a new server could not listen.
+                logger.error("The server's main process is gone: this worker stops.")
+                server.should_exit = True
             now = loop.time()
             for connection in list(server.server_state.connections):
                 if isinstance(connection, Protocol):

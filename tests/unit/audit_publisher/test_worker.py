@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import signal
 import time
 import weakref
@@ -338,7 +339,9 @@ def test_one_connections_trouble_is_its_own(caplog: pytest.LogCaptureFixture) ->
     async def run() -> None:
         connections = [Connection(), Connection()]
         told: list[None] = []
-        worker = SimpleNamespace(read_timeout=0.01, notify=lambda: told.append(None))
+        worker = SimpleNamespace(
+            read_timeout=0.01, notify=lambda: told.append(None), ppid=os.getppid()
+        )
         server = SimpleNamespace(server_state=SimpleNamespace(connections=set(connections)))
         task = asyncio.create_task(Worker._look_after(worker, server))  # type: ignore[arg-type]
         async with asyncio.timeout(20):
