@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -14,9 +14,14 @@ from ..conf import conf
 from ..durable.control import Wishes, arranged, wished
 from ..models import PublisherProcess, RegionWish
 from .reports import STALE
+from .sizes import size
 
 #: Processes that a page lists.
 MOST = 200
+#: How terminals show a time.
+TIME = "%Y-%m-%d %H:%M:%S %Z"
+#: Per cent from which on a spool counts as full: what is left fits no event, or not for long.
+_FULL = 99.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,11 @@ class RegionView:
 
 @dataclass(frozen=True, slots=True)
 class SpoolView:
-    """The spool of one folder on one host, as the latest report about it says."""
+    """The spool of one folder on one host, as the latest report about it says.
+
+    :ivar refuses: why it takes no event now, as any live process there says; else empty.
+    :ivar taking: whether any live process there sees a region take records.
+    """
 
     host: str
     folder: str
@@ -95,6 +104,8 @@ class SpoolView:
     oldest: datetime | None
     drain: str
     problem: str
+    refuses: str
+    taking: bool
     processes: int
     stale: bool
 
@@ -103,10 +114,48 @@ class SpoolView:
         """Per cent of SPOOL_MAX_BYTES."""
         return min(100.0, 100 * self.used_bytes / self.max_bytes) if self.max_bytes else 0.0
 
+    def __str__(self) -> str:
+        """One line for a terminal."""
+        since = f", the oldest of {self.oldest:{TIME}}" if self.oldest else ""
+        return (
+            f"{self.host} {self.folder}: {self.fill:.1f} % of {size(self.max_bytes)}, "
+            f"{self.records:,} waiting{since}, {self.refused:,} refused; {self.state[1]}"
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {**asdict(self), "fill": round(self.fill, 2), "state": self.state[1]}
+
     @property
     def room(self) -> int:
         """Bytes that are free."""
         return max(0, self.max_bytes - self.used_bytes)
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """How it is, as "bad", "busy", "good" or "unknown", and in words, with the cure."""
+        if self.stale:
+            return "unknown", self.problem or "not heard"
+        if self.problem:
+            return "bad", self.problem
+        full = bool(self.refuses) or self.fill >= _FULL
+        cure = ""
+        if self.refused:
+            number = f"{self.refused:,} refused record" + ("" if self.refused == 1 else "s")
+            cure = f"{number}: send again, or discard"
+        if full and not self.taking:
+            return "bad", "; ".join(
+                part
+                for part in (f"events are refused: {self.refuses or 'it is full'}", cure)
+                if part
+            )
+        if full and not self.records:
+            return "bad", "; ".join(part for part in (self.refuses or "it is full", cure) if part)
+        if self.records and not (self.taking and self.drain == "draining"):
+            return "bad", "waits for a region"
+        if self.records:
+            return "busy", "full, and draining" if full else "draining"
+        return ("bad", cure) if cure else ("good", "empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +177,11 @@ class Overview:
     def taken_up(self) -> int:
         """How many live processes know what is wanted now."""
         return sum(process.taken_up for process in self.live)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every live process knows what is wanted now."""
+        return self.taken_up == len(self.live)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -234,6 +288,20 @@ def _spools(processes: Iterable[ProcessView]) -> list[SpoolView]:
                 oldest=uptake.moment(oldest) if oldest else None,
                 drain=spool.get("drain", ""),
                 problem=spool.get("problem", ""),
+                # Of several processes, those know that an event has found no room.
+                refuses=next(
+                    (
+                        why
+                        for each in live
+                        if (why := each.row.state.get("spool", {}).get("refuses"))
+                    ),
+                    "",
+                ),
+                taking=any(
+                    sight.good and sight.region in each.order
+                    for each in live
+                    for sight in each.sights
+                ),
                 processes=len(live),
                 stale=not live,
             )

@@ -82,6 +82,7 @@ def _spool(publisher: Publisher) -> State:
         "oldest": None,
         "drain": "empty",
         "problem": "",
+        "refuses": "",
     }
     # Looking must not make the file.
     if not queue.path.exists():
@@ -96,6 +97,7 @@ def _spool(publisher: Publisher) -> State:
                 found["oldest"] = min(found["oldest"] or oldest, oldest)
         found["refused"] = queue.stats(REFUSED).records
         found["used_bytes"] = queue.used_bytes()
+        found["refuses"] = publisher.spool.accepts()[:_MOST_TEXT]
     except SpoolError as error:
         found["problem"] = str(error)[:_MOST_TEXT]
     if found["records"]:
@@ -195,7 +197,8 @@ class Reporter:
         return (
             told is None
             or any(told[name] != state[name] for name in state if name != "spool")
-            or told["spool"]["drain"] != state["spool"]["drain"]
+            or any(told["spool"][name] != state["spool"][name] for name in ("drain", "problem"))
+            or bool(told["spool"]["refuses"]) != bool(state["spool"]["refuses"])
         )
 
     def flush(self) -> bool:

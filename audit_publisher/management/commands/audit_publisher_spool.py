@@ -7,11 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error
 
 from audit_logging import changes
 from audit_logging.exceptions import SpoolError
 from audit_publisher.durable.spool import REFUSED
 from audit_publisher.exceptions import PublisherError
+from audit_publisher.operating.overview import SpoolView, look
+from audit_publisher.operating.printing import to_reader
 from audit_publisher.operating.spool_contents import Contents, readable
 
 #: Records that --offsets may name.
@@ -22,7 +25,8 @@ class Command(BaseCommand):
     """Shows this host's spool, and decides about refused records."""
 
     help = (
-        "Look into this host's spool. `list` shows its streams: a topic's records that wait, and "
+        "Look into this host's spool. `list` shows how full every host's is, and the streams of "
+        "this one's: a topic's records that wait, and "
         "#refused, those that no region takes. `show` lists a stream's records, or shows one with "
         "its event. `redrive` appends refused records to their topics again, `discard` throws them "
         "away. Example: audit_publisher_spool redrive --all --reason 'limit raised'"
@@ -35,7 +39,7 @@ class Command(BaseCommand):
         actions = parser.add_subparsers(
             dest="action", required=True, metavar="list|show|redrive|discard"
         )
-        listed = actions.add_parser("list", help="Show the streams.")
+        listed = actions.add_parser("list", help="Show every spool, and the streams of this one.")
         shown = actions.add_parser("show", help="Show a stream's records, or one with its event.")
         shown.add_argument("--stream", default=REFUSED, help="A topic, or #refused (the default).")
         shown.add_argument("--from", type=int, default=0, dest="start", help="First offset.")
@@ -58,16 +62,33 @@ class Command(BaseCommand):
         """Do what was asked."""
         contents = Contents()
         try:
-            getattr(self, f"_{options['action']}")(contents, options)
+            with to_reader(self.stdout):
+                getattr(self, f"_{options['action']}")(contents, options)
         except (SpoolError, PublisherError) as error:
             raise CommandError(str(error)) from error
 
     def _list(self, contents: Contents, options: dict[str, Any]) -> None:
         rows = [asdict(stream) for stream in contents.streams()]
+        everywhere: list[SpoolView] = []
+        unknown = ""
+        try:
+            everywhere = list(look().spools)
+        except Error as error:
+            # This host's is a file; it can be looked into all the same.
+            unknown = f"Other hosts' spools are not known, the database does not answer: {error}"
         if options["json"]:
-            place = {"host": contents.host, "folder": contents.folder, "streams": rows}
+            place = {
+                "host": contents.host,
+                "folder": contents.folder,
+                "streams": rows,
+                "everywhere": [spool.document() for spool in everywhere],
+                "everywhere_problem": unknown,
+            }
             self.stdout.write(json.dumps(place, indent=2, default=str))
             return
+        self.stdout.write(f"Everywhere: {unknown or ('' if everywhere else 'no process is heard')}")
+        for spool in everywhere:
+            self.stdout.write(f"  {spool}")
         self.stdout.write(f"The spool of {contents.host}: {contents.folder}")
         for row in rows:
             self.stdout.write(

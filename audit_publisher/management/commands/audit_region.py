@@ -9,7 +9,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 
 from audit_logging import changes
-from audit_publisher.operating.overview import Overview, look
+from audit_publisher.operating.overview import TIME, Overview, RegionView, look
+from audit_publisher.operating.printing import to_reader
 from audit_publisher.operating.region_actions import ACTIONS, Overtaken, carry_out, plan
 
 
@@ -44,10 +45,11 @@ class Command(BaseCommand):
         """Do what was asked."""
         try:
             overview = look()
-            if options["action"] == "list":
-                self._list(overview, options["json"])
-            else:
-                self._act(overview, options)
+            with to_reader(self.stdout):
+                if options["action"] == "list":
+                    self._list(overview, options["json"])
+                else:
+                    self._act(overview, options)
         except Error as error:
             raise CommandError(f"The database does not answer: {error}") from error
 
@@ -79,12 +81,14 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(_document(overview), indent=2, default=str))
             return
         for region in overview.regions:
-            wanted = "drained" if region.drained else f"number {region.place} in the order"
-            if region.first and region.place:
-                wanted += " by wish"
+            seen = "is seen up by" if region.drained else "takes records in"
             self.stdout.write(
-                f"{region.name:<12} {wanted}; takes records in {region.good} of {region.seen} "
+                f"{region.name:<12} {_wanted(region)}; {seen} {region.good} of {region.seen} "
                 f"processes {'; '.join(region.problems[:1])}".rstrip()
+            )
+        if not overview.settled:
+            self.stdout.write(
+                f"{overview.taken_up} of {len(overview.live)} running processes have taken that up."
             )
         for process in overview.processes:
             states = ", ".join(
@@ -94,9 +98,26 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"{process.row.host} {process.row.pid}, {process.age:.0f} s ago{silent}: {states}; "
                 f"order: {', '.join(process.order) or 'spool only'}"
+                + ("" if process.stale or process.taken_up else "; NOT YET AS WANTED")
             )
+        for spool in overview.spools:
+            self.stdout.write(f"spool of {spool}")
         if not overview.processes:
             self.stdout.write("No publisher process has been heard.")
+
+
+def _wanted(region: RegionView) -> str:
+    """What is wanted of a region; who wanted it, when and why, if it is more than nothing."""
+    wanted = "drained" if region.drained else f"number {region.place} in the order"
+    if region.first and region.place:
+        wanted += " by wish"
+    wish = region.wish
+    if wish is None or not (region.drained or region.first) or wish.wished_at is None:
+        return wanted
+    said = (
+        f"{wanted} (asked by {wish.wished_by}, {wish.wished_at:{TIME}}: {wish.note or 'no reason'})"
+    )
+    return changes.printable(said)
 
 
 def _document(overview: Overview) -> dict[str, Any]:
@@ -110,7 +131,11 @@ def _document(overview: Overview) -> dict[str, Any]:
                 "drained": region.drained,
                 "first": region.first,
                 "processes": region.seen,
-                "takes_records": region.good,
+                "seen_up": region.good,
+                "takes_records": 0 if region.drained else region.good,
+                "asked_by": region.wish.wished_by if region.wish else "",
+                "asked_at": region.wish.wished_at if region.wish else None,
+                "reason": region.wish.note if region.wish else "",
                 "problems": region.problems,
             }
             for region in overview.regions
@@ -126,4 +151,5 @@ def _document(overview: Overview) -> dict[str, Any]:
             }
             for process in overview.processes
         ],
+        "spools": [spool.document() for spool in overview.spools],
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +10,7 @@ from django.utils import timezone
 
 from audit_logging import changes, uptake
 from audit_publisher.operating import trail
+from audit_publisher.operating.printing import to_reader
 
 
 class Command(BaseCommand):
@@ -36,15 +35,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print."""
-        try:
+        with to_reader(self.stdout):
             for line in trail.lines(_since(options["since"]), options["after"]):
                 self.stdout.write(trail.to_json(line) if options["json"] else _row(line))
-            self.stdout.flush()
-        except BrokenPipeError:
-            # Whoever reads has seen enough. What is left goes nowhere at the end of the process.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
 
 
 def _row(line: trail.TrailLine) -> str:

@@ -54,6 +54,7 @@ def heard(host: str = "web-1", pid: int = 7, age: float = 1.0, **changes: Any) -
             "oldest": None,
             "drain": "empty",
             "problem": "",
+            "refuses": "",
         },
     }
     for name, value in changes.items():

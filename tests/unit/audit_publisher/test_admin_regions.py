@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -298,6 +301,59 @@ def test_regions_by_command() -> None:
     line = TrailLine.objects.filter(reason="new disks").get()
     assert line.fields["drained"] == [None, True]
     assert " by " in line.actor
+
+
+def test_the_list_says_who_wanted_it_and_which_process_does_not_know_yet() -> None:
+    drained = {"drained": ["primary"], "order": ["secondary"]}
+    heard("web-1", 1, **drained)
+    heard("web-1", 2, spool={"used_bytes": 950, "records": 12, "drain": "waiting"})
+    run("drain", "primary", "--reason=new disks")
+    first, second, many, knows, late, spool = run("list").splitlines()
+    assert first.startswith("primary      drained (asked by ")
+    assert re.search(r", \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: new disks\)", first)
+    assert first.endswith("; is seen up by 2 of 2 processes")
+    assert second == "secondary    number 1 in the order; takes records in 2 of 2 processes"
+    assert many == "1 of 2 running processes have taken that up."
+    assert "NOT YET" not in knows
+    assert late.endswith("order: primary, secondary; NOT YET AS WANTED")
+    assert "web-1 /var/spool/publisher: 95.0 % of 1 kB, 12 waiting" in spool
+    found = json.loads(run("list", "--json"))
+    region = found["regions"][0]
+    assert (region["seen_up"], region["takes_records"], region["reason"]) == (2, 0, "new disks")
+    assert [each["state"] for each in found["spools"]] == ["waits for a region"]
+
+
+#: A command without a database, whose reader left before it wrote anything.
+PIPED = """
+import sys, django
+django.setup()
+from django.core.management import call_command
+from unittest import mock
+from audit_publisher.operating.overview import Overview
+from audit_publisher.durable.control import NOTHING
+empty = Overview(NOTHING, (), (), ())
+name = sys.argv[1]
+with mock.patch(f"audit_publisher.management.commands.{name}.look", lambda: empty):
+    call_command(*sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", [("audit_region", "list"), ("audit_publisher_spool", "list")])
+def test_a_reader_that_has_seen_enough_is_no_error(
+    command: tuple[str, str], tmp_path: Path
+) -> None:
+    # A process of its own: what is flushed at its end counts, too.
+    run = subprocess.Popen(
+        [sys.executable, "-c", PIPED, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ
+        | {"DJANGO_SETTINGS_MODULE": "config.settings", "AUDIT_DATA_DIR": str(tmp_path)},
+    )
+    assert run.stdout is not None
+    run.stdout.close()
+    _, errors = run.communicate()
+    assert (run.returncode, errors.decode()) == (0, "")
 
 
 def test_two_who_act_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:

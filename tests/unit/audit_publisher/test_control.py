@@ -156,6 +156,20 @@ def test_a_process_says_what_it_sees(setup: Setup, tmp_path: Path) -> None:
 
 
 @pytest.mark.django_db
+def test_a_process_says_that_its_spool_takes_nothing(setup: Setup) -> None:
+    setup.primary.failure = setup.secondary.failure = DOWN
+    setup.publish(b"1")
+    reporter = Reporter(clock := Clock())
+    reporter.tell(setup.publisher)
+    assert reporter.flush()
+    assert PublisherProcess.objects.get().state["spool"]["refuses"] == ""
+    setup.spool.accepts = lambda: "the spool is full"  # type: ignore[method-assign]
+    clock.now += 1
+    assert reporter.flush(), "that is news"
+    assert PublisherProcess.objects.get().state["spool"]["refuses"] == "the spool is full"
+
+
+@pytest.mark.django_db
 def test_a_wish_that_reached_the_process_is_in_its_report(setup: Setup) -> None:
     RegionWish.objects.create(region="primary", drained=True)
     control.refresh()

@@ -25,7 +25,7 @@ from audit_publisher.operating.chart import HEIGHT, chart
 from audit_publisher.operating.spool_contents import Contents, Unwilling
 from audit_publisher.publish import get_publisher
 from audit_publisher.serializers import parse_event
-from tests.unit.audit_publisher.operating import SPOOL, TRAIL, heard, person, send
+from tests.unit.audit_publisher.operating import DOWN, SPOOL, TRAIL, heard, person, send
 
 pytestmark = pytest.mark.django_db
 
@@ -92,6 +92,69 @@ def test_an_empty_spool_is_not_made_by_looking() -> None:
         run("discard", "--offsets=3", "--reason=x")
     assert run("redrive", "--all", "--reason=x") == "0 will be appended again by the next drain.\n"
     assert not conf.spool_dir().exists()
+
+
+def test_every_hosts_spool_is_listed(fill: Fill) -> None:
+    fill(1)
+    assert "no process is heard" in run("list")
+    heard("web-1", 1, spool={"records": 12, "used_bytes": 950, "drain": "waiting"})
+    heard("web-2", 2, age=100, spool={"records": 4})
+    text = run("list")
+    assert "  web-1 /var/spool/publisher: 95.0 % of 1 kB, 12 waiting, 0 refused; waits for" in text
+    assert "4 waiting, 0 refused; not heard" in text
+    assert TOPIC in text
+    found = json.loads(run("list", "--json"))
+    assert [(each["host"], each["fill"]) for each in found["everywhere"]] == [
+        ("web-1", 95.0),
+        ("web-2", 0.0),
+    ]
+
+    def down(*args: Any, **kwargs: Any) -> Any:
+        raise DatabaseError("the database is down")
+
+    with connection.execute_wrapper(down):
+        text = run("list")
+    assert "Other hosts' spools are not known" in text
+    assert TOPIC in text
+
+
+WAITS = {"records": 12, "used_bytes": 500, "drain": "waiting"}
+FULL = "the spool is full (995 bytes)"
+
+
+@pytest.mark.parametrize(
+    ("spool", "up", "said"),
+    [
+        ({}, True, "empty"),
+        (WAITS, False, "waits for a region"),
+        (WAITS | {"drain": "draining"}, True, "draining"),
+        (WAITS | {"used_bytes": 995}, False, "events are refused: it is full"),
+        (WAITS | {"refuses": FULL}, False, f"events are refused: {FULL}"),
+        (
+            WAITS | {"refuses": FULL, "refused": 1},
+            False,
+            f"events are refused: {FULL}; 1 refused record: send again, or discard",
+        ),
+        (WAITS | {"refuses": FULL, "drain": "draining"}, True, "full, and draining"),
+        ({"refused": 3, "used_bytes": 400}, True, "3 refused records: send again, or discard"),
+        (
+            {"refused": 3, "used_bytes": 995},
+            True,
+            "it is full; 3 refused records: send again, or discard",
+        ),
+        (WAITS | {"problem": "the disk failed"}, True, "the disk failed"),
+    ],
+)
+def test_the_page_says_how_a_spool_is_and_the_cure(
+    spool: dict[str, Any], up: bool, said: str
+) -> None:
+    regions = {} if up else {"primary": DOWN, "secondary": DOWN}
+    # One process knows that an event found no room; another was heard later.
+    heard("web-1", 1, age=2, regions=regions, spool=spool)
+    if spool.get("refuses"):
+        heard("web-1", 2, age=1, regions=regions, spool=spool | {"refuses": ""})
+    page = person("reader", "view_spoolpage").get(SPOOL).content.decode()
+    assert f">{said}</span>" in page
 
 
 def test_streams_and_records_are_listed(fill: Fill) -> None:
