@@ -11,7 +11,7 @@ from rest_framework.request import Request
 
 from audit_logging import signing
 
-from . import metrics
+from . import metrics, routing
 from .conf import conf
 from .http.problems import Problem
 from .identity import consumers
@@ -47,10 +47,19 @@ def identify(request: Asked, now: float) -> Sender:
     :meth:`Sender.answered` in the end.
 
     :param now: epoch seconds.
-    :raises Problem: 401 when the rule is `enforce` and the signature is not good; 503 while the
-        keys could not be read even once.
+    :raises Problem: 401 when the rule is `enforce` and the signature is not good; 503 while
+        consumers and topic routes could not be read even once.
     """
     meta = request.META
+    # Whatever the rule: each consumer may have a stricter one, or be switched off; and where
+    # events go is in the same database. Whoever is told so keeps them, and sends them again.
+    if not (known() and routing.known()):
+        raise Problem(
+            503,
+            "Consumers, public keys and topic routes could not be read yet. Try again.",
+            code="not-ready",
+            retry_after=5,
+        )
     everybody = consumers.get()
     claimed = str(meta.get(_CONSUMER, "")).strip()
     consumer = everybody.get(claimed)
@@ -73,8 +82,6 @@ def identify(request: Asked, now: float) -> Sender:
     )
     if mode == "off":
         return sender
-    if not known():
-        raise Problem(503, "Public keys could not be read yet. Try again.", retry_after=5)
     try:
         if is_signed(meta):
             proof = verify_message(meta, everybody, now, request.scheme or "http")

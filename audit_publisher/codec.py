@@ -43,12 +43,6 @@ def parsed_schema() -> Any:
     return fastavro.parse_schema(json.loads(SCHEMA_PATH.read_text()))
 
 
-@cache
-def field_names() -> tuple[str, ...]:
-    """The fields of a LogEvent, in the schema's order."""
-    return tuple(field["name"] for field in json.loads(SCHEMA_PATH.read_text())["fields"])
-
-
 #: Fields with few values, of which the encodings are kept.
 _REPEATED = (
     *("service_name", "endpoint_name", "method", "consumer_id", "site_id", "outcome"),

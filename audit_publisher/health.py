@@ -203,8 +203,11 @@ def readiness() -> dict[str, Any]:
             briefly = f"AUDIT_PUBLISHER_REGISTRY_URL: the schema of topic {topic} has no id yet."
             failures.append(Said.of(briefly, error))
             break
-    if conf.SIGNATURE != "off" and not authentication.known():
-        failures.append("Public keys could not be read from Django's database even once.")
+    if not (authentication.known() and routing.known()):
+        failures.append(
+            "Consumers, public keys and topic routes could not be read from Django's database "
+            "even once."
+        )
     return {
         "status": "failing" if failures else "degraded" if warnings else "ok",
         "problems": failures + warnings,

@@ -39,10 +39,13 @@ class EventLog:
     def send(self, batch: Batch) -> Delivered:
         """Make one batch durable.
 
-        :raises RetryLater: no place takes events now.
+        :raises RetryLater: no place takes events now, or topic routes were not read even once.
         :raises Declined: something failed that ought not to.
         :raises BatchUnreadable: its bytes are damaged.
         """
+        if not routing.known():
+            # They wait where they are, rather than go where nobody looks for them.
+            raise RetryLater("Topic routes could not be read from the database yet.", RETRY_AFTER)
         batch = fit_batch(batch, conf.MAX_EVENT_BYTES)
         lines = batch.lines()
         # This very process made the events: there is nobody between, and no list to be in.

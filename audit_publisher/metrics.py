@@ -137,8 +137,8 @@ IN_FLIGHT_BYTES = Gauge(
 )
 SENT_AWAY = Counter(
     "audit_publisher_requests_sent_away_total",
-    "Requests answered 429 at the door because MAX_IN_FLIGHT_BYTES were under way. Nothing of them "
-    "was read or counted as received.",
+    "Requests answered 429 because MAX_IN_FLIGHT_BYTES were under way, before their body was read "
+    "or in the middle of it. None of their events is counted as received.",
 )
 
 

@@ -95,6 +95,13 @@ def refresh() -> bool:
     return _routes.refresh()
 
 
+def known() -> bool:
+    """Whether topic routes were read at least once. Until then nobody knows where events belong,
+    and none is taken."""
+    _routes.get()
+    return _routes.loaded_at is not None
+
+
 def topic_for(service_name: str) -> str:
     """The topic of a service's events."""
     return _routes.get().enabled.get(service_name, conf.DEFAULT_TOPIC)

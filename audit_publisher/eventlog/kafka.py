@@ -202,10 +202,10 @@ class KafkaEventLog(EventLog):
 
     def ensure_topic(self, topic: str, partitions: int) -> None:
         from confluent_kafka import KafkaException
-        from confluent_kafka.admin import AdminClient, NewTopic
+        from confluent_kafka.admin import NewTopic
 
         with self._errors():
-            admin = AdminClient(kafka_config.common(self._servers, self._properties))
+            admin = self._admin()
             # The broker's limit must not be below ours, or the largest events are lost there.
             config = {"max.message.bytes": str(self._max_record_bytes + (64 << 10))}
             new = NewTopic(topic, partitions, self._replication, config=config)
@@ -229,7 +229,7 @@ class KafkaEventLog(EventLog):
 
     def missing(self, topics: Iterable[str]) -> list[str]:
         known = self._topics(self._request_timeout)
-        return [topic for topic in topics if not _exists(known.get(topic))]
+        return [topic for topic in topics if not kafka_topics.exists(known.get(topic))]
 
     def _topics(self, timeout: float) -> dict[str, Any]:
         with self._errors():
@@ -238,7 +238,7 @@ class KafkaEventLog(EventLog):
 
     def _partitions(self, topic: str, timeout: float) -> int:
         found = self._topics(timeout).get(topic)
-        if found is None or not _exists(found):
+        if found is None or not kafka_topics.exists(found):
             raise UnknownTopic(f"There is no topic {topic!r} in region {self.region}.")
         return len(found.partitions)
 
@@ -268,15 +268,14 @@ class KafkaEventLog(EventLog):
         return AdminClient(kafka_config.common(self._servers, self._properties))
 
     def largest_record(self, topic: str) -> int:
-        from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+        from confluent_kafka.admin import ConfigResource, ResourceType
 
         self.partitions(topic)
         with self._errors():
-            admin = AdminClient(kafka_config.common(self._servers, self._properties))
             resource = ConfigResource(ResourceType.TOPIC, topic)
-            future = admin.describe_configs([resource], request_timeout=self._request_timeout)[
-                resource
-            ]
+            future = self._admin().describe_configs(
+                [resource], request_timeout=self._request_timeout
+            )[resource]
             try:
                 found = future.result(self._request_timeout * 2)
             except TimeoutError as error:
@@ -396,7 +395,3 @@ class KafkaEventLog(EventLog):
             yield
         except KafkaException as error:
             raise classify(error.args[0], self.region) from error
-
-
-def _exists(found: Any) -> bool:
-    return found is not None and bool(found.error is None or found.partitions)

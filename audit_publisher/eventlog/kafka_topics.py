@@ -24,7 +24,7 @@ def describe(
     :raises EventLogError: the cluster does not answer.
     """
     wanted = list(topics)
-    there = [topic for topic in wanted if _exists(known.get(topic))]
+    there = [topic for topic in wanted if exists(known.get(topic))]
     settings = _settings(there, admin, region, timeout)
     return {
         topic: _facts(known[topic], settings.get(topic)) if topic in settings else None
@@ -72,7 +72,8 @@ def _settings(topics: list[str], admin: Any, region: str, timeout: float) -> dic
     return found
 
 
-def _exists(metadata: Any) -> bool:
+def exists(metadata: Any) -> bool:
+    """Whether the cluster's metadata of a topic tell of one that is there."""
     return metadata is not None and bool(metadata.error is None or metadata.partitions)
 
 

@@ -386,7 +386,8 @@ _KINDS = (
         "not-ready",
         503,
         "The publisher cannot answer this now",
-        "Django's database could not be read yet: public keys or flags are not known.",
+        "Django's database could not be read yet: consumers, public keys, topic routes or flags "
+        "are not known.",
         "Send it again after Retry-After. Operators: look at the database.",
         retryable=True,
     ),

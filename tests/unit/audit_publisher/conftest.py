@@ -96,6 +96,9 @@ class Fronted(Client):
     ) -> Any:
         if path not in (URL, BATCH, LEGACY):
             return super().generic(method, path, data, content_type, *args, **extra)
+        # As the server did when it started, on a thread that may ask the database.
+        authentication.known()
+        routing.known()
         body = data if isinstance(data, bytes) else data.encode()
         given = {"HTTP_HOST": "testserver", "CONTENT_LENGTH": str(len(body))}
         given |= {"CONTENT_TYPE": content_type or ""} | {

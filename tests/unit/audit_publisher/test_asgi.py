@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from audit_publisher import eventlog, publish, routing
+from audit_publisher import authentication, eventlog, publish, routing
 from audit_publisher.asgi import front
 from audit_publisher.eventlog.base import EventLog, Record
 from audit_publisher.http import warm
@@ -33,6 +33,7 @@ JSON = [(b"content-type", b"application/json"), (b"host", b"testserver")]
 @pytest.fixture
 def routes(db: None) -> None:
     routing.refresh()
+    authentication.refresh()
 
 
 async def django(scope: Any, receive: Any, send: Any) -> None:

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from audit_logging.signing import Signer
 from audit_publisher import authentication, routing
-from audit_publisher.models import Consumer
+from audit_publisher.models import Consumer, TopicRoute
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import CONSUMER, URL, Configure, stored
 from tests.unit.audit_publisher.test_views import BATCH, post, problem
@@ -220,6 +220,58 @@ def test_a_database_that_was_never_read_is_no_reason_to_refuse_for_good(
 
     monkeypatch.setattr(Consumer.objects, "prefetch_related", dead)
     problem(send(api, signer.headers(now_ms())), 503, retryable=True)
+
+
+@pytest.mark.parametrize("rule", ["off", "report", "enforce"])
+@pytest.mark.parametrize("change", [{"enforcement": "enforce"}, {"active": False}])
+def test_a_start_without_the_database_takes_nothing_by_weaker_rules(
+    api: Client,
+    consumer: Consumer,
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: str,
+    change: dict[str, Any],
+) -> None:
+    Consumer.objects.update(**change)
+    configure(SIGNATURE=rule)
+
+    def dead(*args: Any, **kwargs: Any) -> None:
+        raise DatabaseError("gone")
+
+    with monkeypatch.context() as without:
+        without.setattr(Consumer.objects, "prefetch_related", dead)
+        assert authentication.refresh() is False
+        for named in ({"WM-CONSUMER.ID": CONSUMER}, {}):
+            said = problem(send(api, named), 503, retryable=True)
+            assert said["code"] == "not-ready"
+    assert stored() == []
+    assert authentication.refresh()
+    problem(send(api, {"WM-CONSUMER.ID": CONSUMER}), 401)
+
+
+def test_a_start_without_the_database_sends_nothing_to_another_topic(
+    api: Client, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(SIGNATURE="off")
+    authentication.refresh()
+
+    def dead(*args: Any, **kwargs: Any) -> None:
+        raise DatabaseError("gone")
+
+    with monkeypatch.context() as without:
+        without.setattr(TopicRoute.objects, "order_by", dead)
+        assert routing.refresh() is False
+        assert problem(send(api, {}), 503, retryable=True)["code"] == "not-ready"
+        ready = api.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "failing")
+        assert "topic routes" in " ".join(ready.json()["problems"])
+    assert routing.refresh()
+    assert send(api, {}).status_code == 200
+    # Later the last known ones are in force.
+    with monkeypatch.context() as without:
+        without.setattr(TopicRoute.objects, "order_by", dead)
+        assert routing.refresh() is False
+        assert send(api, {}).status_code == 200
 
 
 def test_the_record_names_who_signed(api: Client, consumer: Consumer, signer: Signer) -> None:

@@ -23,6 +23,8 @@ from audit_publisher.testing import make_event, make_record
 from tests.unit.audit_publisher.conftest import Configure
 from tests.unit.audit_publisher.test_schema import VERSIONS, _fields, _record
 
+FIELDS = {field["name"] for field in json.loads(SCHEMA_PATH.read_text())["fields"]}
+
 #: 2200-01-01.
 LATEST = 7_258_118_400
 
@@ -96,7 +98,7 @@ def test_confluent_s_reader_reads_ours(configure: Configure, schema_registry: An
     assert found["request_ts"].timestamp() == pytest.approx(1_790_000_000.000001, abs=1e-7)
     assert found["request_ts"].microsecond == 1
     assert (found["user"], found["request_body"]) == ("équipe", None)
-    assert set(found) == set(codec.field_names())
+    assert set(found) == FIELDS
     # Under the name that its serializers look for: TopicNameStrategy.
     latest = client.get_latest_version("api-audit-events-value")
     assert json.loads(latest.schema.schema_str) == json.loads(codec.schema_text())
@@ -175,6 +177,6 @@ def test_records_of_every_version_are_read_today(path: Any) -> None:
     out.seek(0)
     read = fastavro.schemaless_reader(out, fastavro.parse_schema(old), codec.parsed_schema())
     assert isinstance(read, dict)
-    assert set(read) == set(codec.field_names())
+    assert set(read) == FIELDS
     assert read["request_id"] == event["request_id"]
     assert read["request_ts"].microsecond == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import DatabaseError
 
 from audit_logging import handover
 from audit_logging.batch import Batch, pack
@@ -22,6 +23,7 @@ from audit_publisher.conf import conf
 from audit_publisher.eventlog import Limits
 from audit_publisher.exceptions import StorageExhausted
 from audit_publisher.in_process import EventLog
+from audit_publisher.models import TopicRoute
 from audit_publisher.testing import make_event
 from tests.services.kafka import Kafka
 from tests.unit.audit_publisher.conftest import CONSUMER, Configure
@@ -190,3 +192,21 @@ def test_straight_to_kafka(
     events = [make_event() for _ in range(50)]
     deliver(make(), *events)
     assert set(stored()) == {event["request_id"] for event in events}
+
+
+def test_routes_that_were_never_read_keep_events_where_they_are(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(*args: Any, **kwargs: Any) -> None:
+        raise DatabaseError("gone")
+
+    configure()
+    log, batch = EventLog(), Batch.of(lines(make_event()))
+    with monkeypatch.context() as without:
+        without.setattr(TopicRoute.objects, "order_by", dead)
+        assert routing.refresh() is False
+        with pytest.raises(RetryLater, match="routes"):
+            log.send(batch)
+    assert stored() == {}
+    assert routing.refresh()
+    assert log.send(batch).stored == {"published": 1}
