@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 STALE = 30.0
 #: Seconds of silence after which it is forgotten.
 FORGET = 600.0
+
+#: Seconds that a stop waits for the spool and the database.
+_FAREWELL = 3.0
 
 #: Seconds between two looks.
 _EVERY = 1.0
@@ -225,6 +229,29 @@ class Reporter:
             prune()
         return True
 
+    def leave(self, patience: float = _FAREWELL) -> None:
+        """This process ends well: have pages show it no longer. Never raises.
+
+        Where its spool holds something the row stays, and becomes a silent one: nobody else may
+        tell of those records.
+
+        :param patience: seconds to wait, twice at most; a disk or database that hangs holds up no
+            stop.
+        """
+        if not self._loop.stop(patience):
+            return
+        if self._publisher is None or self._told is None or self._pid != os.getpid():
+            return
+        farewell = threading.Thread(
+            target=_farewell, args=(self._publisher,), name="audit farewell", daemon=True
+        )
+        try:
+            farewell.start()
+        except RuntimeError:
+            # No thread to be had: it is forgotten later.
+            return
+        farewell.join(patience)
+
     def _step(self) -> float:
         from django.db import close_old_connections
 
@@ -265,6 +292,35 @@ def store(state: State, minutes: list[list[int]]) -> None:
             **values,
         )
         rows.bulk_create([row], ignore_conflicts=True)
+
+
+def forget() -> int:
+    """Remove this process's row; return how many there were.
+
+    :raises Exception: the database's.
+    """
+    from django.db import router
+
+    from ..models import PublisherProcess
+
+    me = uptake.report_of_this_process("", "", "")
+    rows = PublisherProcess.objects.using(router.db_for_write(PublisherProcess))
+    return rows.filter(process=me.process).delete()[0]
+
+
+def _farewell(publisher: Publisher) -> None:
+    from django.db import connections
+
+    try:
+        # What was told last may be seconds old.
+        spool = _spool(publisher)
+        if not (spool["records"] or spool["refused"] or spool["problem"]):
+            forget()
+    except Exception as error:  # noqa: BLE001  # whatever a driver raises; it is forgotten later
+        logger.info("This process cannot be taken off the page of regions: %s", error)
+    finally:
+        # Those of this thread.
+        connections.close_all()
 
 
 def prune(now: float | None = None) -> int:

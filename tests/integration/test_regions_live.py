@@ -112,6 +112,8 @@ def test_regions_are_drained_and_taken_back_in_every_process(tmp_path: Path) -> 
             ),
             timeout=30,
         )
+    # The server has ended well, and its spool is empty.
+    assert listed()["processes"] == []
     lines = manage(tmp_path, "audit_trail", "--json", **options).splitlines()
     wished = [json.loads(line) for line in lines if "regionwish" in line]
     assert [line["reason"] for line in wished] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from audit_publisher.durable.control import NOTHING, Wishes, arranged
 from audit_publisher.models import PublisherProcess, RegionWish
 from audit_publisher.operating import reports
 from audit_publisher.operating.reports import Hour, Reporter, prune
+from tests.unit.audit_publisher.operating import heard
 from tests.unit.audit_publisher.test_publish import DOWN, TOPIC, Setup
 
 REGIONS = ("primary", "secondary")
@@ -251,6 +253,47 @@ def test_the_silent_are_forgotten(setup: Setup) -> None:
     assert prune() == 0
     assert prune(time.time() + reports.FORGET + 1) == 1
     assert not PublisherProcess.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("waits", "left"), [(False, 0), (True, 1)])
+def test_who_ends_well_is_no_ghost_unless_something_waits(
+    setup: Setup, waits: bool, left: int
+) -> None:
+    heard(pid=1)
+    if waits:
+        setup.primary.failure = setup.secondary.failure = DOWN
+        setup.publish(b"1")
+    reporter = Reporter(Clock())
+    reporter.leave()
+    reporter.tell(setup.publisher)
+    reporter.flush()
+    assert PublisherProcess.objects.count() == 2
+    # Long enough for the slowest machine; it returns as soon as it is done.
+    reporter.leave(30)
+    assert PublisherProcess.objects.count() == 1 + left
+    assert PublisherProcess.objects.filter(pid=1).exists(), "the others stay"
+
+
+@pytest.mark.django_db
+def test_a_database_that_hangs_holds_up_no_stop(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = Reporter(Clock())
+    reporter.tell(setup.publisher)
+    reporter.flush()
+    go_on, asked = threading.Event(), threading.Event()
+
+    def hangs() -> int:
+        asked.set()
+        go_on.wait()
+        raise DatabaseError("too late")
+
+    monkeypatch.setattr(reports, "forget", hangs)
+    reporter.leave(0.05)
+    assert asked.wait(30)
+    go_on.set()
+    assert PublisherProcess.objects.count() == 1
 
 
 def test_an_hour_by_minutes(setup: Setup) -> None:
