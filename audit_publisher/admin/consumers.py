@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
+from django.utils.timezone import template_localtime
 
 from audit_logging.changes_admin import WatchedAdmin
 
+from ..conf import conf
 from ..models import Consumer, ConsumerKey, TopicRoute
 
 
@@ -65,7 +71,7 @@ class ConsumerAdmin(WatchedAdmin):
 class ConsumerKeyAdmin(WatchedAdmin):
     """Public keys of all consumers."""
 
-    list_display = ("consumer", "key_version", "state", "not_before", "not_after", "short_print")
+    list_display = ("consumer", "key_version", "state", "valid_from", "valid_until", "short_print")
     list_filter = ("revoked",)
     search_fields = ("consumer__consumer_id", "consumer__name", "key_version")
     list_select_related = ("consumer",)
@@ -78,11 +84,21 @@ class ConsumerKeyAdmin(WatchedAdmin):
             "Validity",
             {
                 "fields": ("state", "not_before", "not_after", "revoked", "created_at"),
-                "description": "To rotate a key, add the new version, let the consumer switch to "
-                "it, then revoke the old one.",
+                "description": f"Times are in {settings.TIME_ZONE}. To rotate a key, add the new "
+                "version, let the consumer switch to it, then revoke the old one.",
             },
         ),
     )
+
+    @admin.display(description="not before", ordering="not_before")
+    def valid_from(self, key: ConsumerKey) -> str:
+        """With the time zone."""
+        return _told(key.not_before)
+
+    @admin.display(description="not after", ordering="not_after")
+    def valid_until(self, key: ConsumerKey) -> str:
+        """With the time zone."""
+        return _told(key.not_after)
 
     @admin.display(description="fingerprint")
     def short_print(self, key: ConsumerKey) -> str:
@@ -101,6 +117,10 @@ class ConsumerKeyAdmin(WatchedAdmin):
         self.message_user(request, f"{count} revoked; refused everywhere within seconds.")
 
 
+def _told(moment: datetime | None) -> str:
+    return f"{template_localtime(moment):%Y-%m-%d %H:%M %Z}".rstrip() if moment else ""
+
+
 @admin.register(TopicRoute)
 class TopicRouteAdmin(WatchedAdmin):
     """Which service has a topic of its own."""
@@ -109,3 +129,12 @@ class TopicRouteAdmin(WatchedAdmin):
     list_filter = ("enabled", "topic")
     list_editable = ("enabled",)
     search_fields = ("service_name", "topic")
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        """The list, which says where all other events go."""
+        routed = TopicRoute.objects.filter(enabled=True).exists()
+        who = "Services without a route here" if routed else "No route is in force: all services"
+        said = {"subtitle": f"{who} publish to the default topic, {conf.DEFAULT_TOPIC}."}
+        return super().changelist_view(request, said | (extra_context or {}))

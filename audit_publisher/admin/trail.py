@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from django.apps import apps
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -18,13 +20,28 @@ from .showing import ShowingAdmin
 _SHOWN = 300
 
 
+class KindFilter(admin.SimpleListFilter):
+    """By what was acted on, in people's words."""
+
+    title = parameter_name = "kind"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """The kinds that the trail tells of."""
+        kinds = TrailLine.objects.order_by("kind").values_list("kind", flat=True).distinct()
+        return sorted(((kind, _named(kind)) for kind in kinds), key=lambda both: both[1])
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[TrailLine]) -> QuerySet[TrailLine]:
+        """Lines of the chosen kind."""
+        return queryset.filter(kind=self.value()) if self.value() else queryset
+
+
 @admin.register(TrailLine)
 class TrailAdmin(ShowingAdmin):
     """Shows who changed what; superusers neither."""
 
     list_display = ("when", "who", "thing", "said", "reason")
     list_display_links = ("when",)
-    list_filter = ("action", "kind", "at")
+    list_filter = ("action", KindFilter, "at")
     date_hierarchy = "at"
     search_fields = ("actor", "text", "key", "reason", "address")
     search_help_text = "Who, which object, reason, or address."
@@ -46,8 +63,8 @@ class TrailAdmin(ShowingAdmin):
 
     @admin.display(description="when", ordering="id")
     def when(self, line: TrailLine) -> str:
-        """To the second."""
-        return f"{template_localtime(line.at):%Y-%m-%d %H:%M:%S}"
+        """To the second, with the time zone."""
+        return f"{template_localtime(line.at):%Y-%m-%d %H:%M:%S %Z}".rstrip()
 
     @admin.display(description="who", ordering="actor")
     def who(self, line: TrailLine) -> SafeString:
@@ -94,6 +111,15 @@ class TrailAdmin(ShowingAdmin):
                 rows,
             ),
         )
+
+
+def _named(kind: str) -> str:
+    try:
+        name = str(apps.get_model(kind)._meta.verbose_name_plural)
+    except (LookupError, ValueError):
+        # No table, or none any more.
+        name = kind.rpartition(".")[2]
+    return name[:1].upper() + name[1:]
 
 
 def _plain(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,25 @@ def test_admin_pages(admin: Client, consumer: Consumer) -> None:
         key.fingerprint
         in admin.get(f"/admin/audit_publisher/consumerkey/{key.pk}/change/").content.decode()
     )
+
+
+def test_topic_routes_say_where_all_others_go(admin: Client) -> None:
+    page = "/admin/audit_publisher/topicroute/"
+    nobody = "No route is in force: all services publish to the default topic, api-audit-events."
+    assert nobody in admin.get(page).content.decode()
+    route = TopicRoute.objects.create(service_name="a", topic="b", enabled=False)
+    assert nobody in admin.get(page).content.decode()
+    route.enabled = True
+    route.save()
+    assert "Services without a route here publish to the" in admin.get(page).content.decode()
+
+
+def test_times_of_keys_name_their_zone(admin: Client, consumer: Consumer) -> None:
+    consumer.keys.update(not_after=datetime(2099, 1, 2, 3, 4, tzinfo=UTC))
+    page = "/admin/audit_publisher/consumerkey/"
+    assert "2099-01-02 03:04 UTC" in admin.get(page).content.decode()
+    form = admin.get(f"{page}{consumer.keys.get().pk}/change/").content.decode()
+    assert "Times are in UTC." in form
 
 
 def test_admin_refuses_a_bad_topic_with_a_sentence(admin: Client) -> None:

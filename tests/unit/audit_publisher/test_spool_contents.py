@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import tracemalloc
 import uuid
@@ -22,6 +23,7 @@ from audit_publisher.conf import conf
 from audit_publisher.durable.spool import CAUSE_HEADER, REFUSED, TOPIC_HEADER, Spool
 from audit_publisher.models import TopicRoute, TrailLine
 from audit_publisher.operating.chart import HEIGHT, chart
+from audit_publisher.operating.sizes import size
 from audit_publisher.operating.spool_contents import Contents, Unwilling
 from audit_publisher.publish import get_publisher
 from audit_publisher.serializers import parse_event
@@ -432,12 +434,34 @@ def test_the_overview_tells_every_spool_and_whose_page_it_is(fill: Fill) -> None
     heard("web-1", 2, age=2, spool=spool)
     heard("web-2", 3, age=100, spool={"records": 4})
     page = person("reader", "view_spoolpage").get(SPOOL).content.decode()
-    assert "95.0 % of 1000" in page
+    assert "95.0 % of 1 kB" in page
+    assert re.search(r"\d\d:\d\d:\d\d UTC</time>", page)
+    # What matters most comes first, and has its name beside it on a narrow screen.
+    assert page.index('data-name="State"') < page.index('data-name="Full"')
+    assert page.index('data-name="Full"') < page.index('data-name="Waiting"')
     assert "waits for a region" in page
     assert "not heard" in page
     assert f"served by <strong>{Contents().host}</strong>" in page
     assert "manage.py audit_publisher_spool list" in page
     assert TOPIC in page
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (2_000_000, "2 MB"),
+        (190_500_000, "190.5 MB"),
+        (999_999, "1 MB"),
+        (1_000_000_000, "1 GB"),
+        (5_000_000_000_000, "5 TB"),
+    ],
+)
+def test_sizes_are_as_the_settings_count_them(count: int, said: str) -> None:
+    assert size(count) == said
 
 
 # -- the picture --------------------------------------------------------------------------

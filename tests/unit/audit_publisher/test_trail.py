@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -509,3 +510,21 @@ def test_a_list_of_names_is_bounded() -> None:
     consumer = Consumer(consumer_id="c", service_names="x\n" * 30_000)
     with pytest.raises(ValidationError, match="50,000 are allowed"):
         consumer.full_clean()
+
+
+def test_the_trail_speaks_peoples_words(root: Client, consumer: Consumer) -> None:
+    trail.note("looked", "audit_publisher.spool", "api-audit-events 3")
+    trail.note("looked", "gone.thing", "what is no more")
+    page = root.get(TRAIL).content.decode()
+    kinds = re.findall(r'href="\?kind=([^"]+)">([^<]+)<', page)
+    assert dict(kinds) == {
+        "audit_publisher.consumer": "Consumers",
+        "audit_publisher.consumerkey": "Consumer keys",
+        "audit_publisher.spool": "Spool",
+        "gone.thing": "Thing",
+    }
+    count = TrailLine.objects.count()
+    assert re.search(rf"{count} changes\s*</p>", page)
+    assert re.search(r"\d\d:\d\d:\d\d UTC</a>", page)
+    chosen = root.get(f"{TRAIL}?kind=audit_publisher.consumer").content.decode()
+    assert re.search(r"\b1 change\s*</p>", chosen)
