@@ -143,14 +143,11 @@ class SpoolView:
         if self.refused:
             number = f"{self.refused:,} refused record" + ("" if self.refused == 1 else "s")
             cure = f"{number}: send again, or discard"
+        why = self.refuses.rstrip(".") or "it is full"
         if full and not self.taking:
-            return "bad", "; ".join(
-                part
-                for part in (f"events are refused: {self.refuses or 'it is full'}", cure)
-                if part
-            )
+            return "bad", "; ".join(part for part in (f"events are refused: {why}", cure) if part)
         if full and not self.records:
-            return "bad", "; ".join(part for part in (self.refuses or "it is full", cure) if part)
+            return "bad", "; ".join(part for part in (why, cure) if part)
         if self.records and not (self.taking and self.drain == "draining"):
             return "bad", "waits for a region"
         if self.records:

@@ -86,7 +86,8 @@ class Command(BaseCommand):
             }
             self.stdout.write(json.dumps(place, indent=2, default=str))
             return
-        self.stdout.write(f"Everywhere: {unknown or ('' if everywhere else 'no process is heard')}")
+        said = unknown or ("" if everywhere else "no process is heard")
+        self.stdout.write(f"Everywhere: {said}".rstrip())
         for spool in everywhere:
             self.stdout.write(f"  {spool}")
         self.stdout.write(f"The spool of {contents.host}: {contents.folder}")

@@ -122,6 +122,7 @@ def test_every_hosts_spool_is_listed(fill: Fill) -> None:
 
 WAITS = {"records": 12, "used_bytes": 500, "drain": "waiting"}
 FULL = "the spool is full (995 bytes)"
+REFUSES = {"refuses": f"{FULL}."}
 
 
 @pytest.mark.parametrize(
@@ -131,13 +132,13 @@ FULL = "the spool is full (995 bytes)"
         (WAITS, False, "waits for a region"),
         (WAITS | {"drain": "draining"}, True, "draining"),
         (WAITS | {"used_bytes": 995}, False, "events are refused: it is full"),
-        (WAITS | {"refuses": FULL}, False, f"events are refused: {FULL}"),
+        (WAITS | REFUSES, False, f"events are refused: {FULL}"),
         (
-            WAITS | {"refuses": FULL, "refused": 1},
+            WAITS | REFUSES | {"refused": 1},
             False,
             f"events are refused: {FULL}; 1 refused record: send again, or discard",
         ),
-        (WAITS | {"refuses": FULL, "drain": "draining"}, True, "full, and draining"),
+        (WAITS | REFUSES | {"drain": "draining"}, True, "full, and draining"),
         ({"refused": 3, "used_bytes": 400}, True, "3 refused records: send again, or discard"),
         (
             {"refused": 3, "used_bytes": 995},
