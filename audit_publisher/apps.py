@@ -12,6 +12,7 @@ class AuditPublisherConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from . import checks  # noqa: F401  # registered by being imported
         from .conf import conf
         from .operating import trail
 

@@ -32,6 +32,11 @@ JSON = [(b"content-type", b"application/json"), (b"host", b"testserver")]
 
 @pytest.fixture
 def routes(db: None) -> None:
+    started()
+
+
+def started() -> None:
+    """As a server's start does, on a thread that may ask the database; anew after `configure`."""
     routing.refresh()
     authentication.refresh()
 
@@ -247,6 +252,7 @@ def test_one_that_hangs_up_is_not_answered_and_not_taken() -> None:
 
 def test_what_does_not_fit_is_sent_away_unread_and_fits_later(configure: Configure) -> None:
     configure(MAX_IN_FLIGHT_BYTES=1 << 20)
+    started()
     big = event(response_body="x" * 700_000)
     length = (b"content-length", str(len(big)).encode())
     application = front(django)
@@ -278,6 +284,7 @@ def test_what_does_not_fit_is_sent_away_unread_and_fits_later(configure: Configu
 
 def test_what_grows_when_it_is_decompressed_is_counted(configure: Configure) -> None:
     configure(MAX_IN_FLIGHT_BYTES=1 << 20)
+    started()
     bomb = gzip.compress(b" " * 1_900_000 + event())
     headers = [(b"content-encoding", b"gzip"), (b"content-length", str(len(bomb)).encode())]
     application = front(django)
@@ -300,6 +307,7 @@ def test_what_grows_when_it_is_decompressed_is_counted(configure: Configure) -> 
 
 def test_a_place_is_given_back_whatever_happens(configure: Configure) -> None:
     configure(MAX_IN_FLIGHT_BYTES=1 << 20)
+    started()
     admission = Admission()
     with admission.place() as one:
         one.take(1 << 20)
@@ -453,6 +461,7 @@ def test_a_drained_region_gets_nothing_from_a_process_that_starts(
 ) -> None:
     """On the loop nobody may ask the database: what is wanted is read before."""
     configure(SECONDARY_URL=f"local://{publish.conf.DATA_DIR}/second.sqlite3")
+    started()
     RegionWish.objects.create(region="primary", drained=True)
     monkeypatch.setattr(publish.Publisher, "start", lambda self: None)
     monkeypatch.setattr(warm, "_warm", 0)
