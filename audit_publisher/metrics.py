@@ -66,8 +66,9 @@ SIGNATURES = Counter(
 REPLAYS_UNSEEN = Counter(
     "audit_publisher_replays_unseen_total",
     "Signed requests that were taken without knowing whether they were taken before. `store`: "
-    "REPLAY_CACHE, or the file in the spool's folder, failed; the log says how. `full`: there were "
-    "more than a million requests in SIGNATURE_MAX_AGE: shorten it, or use REPLAY_CACHE.",
+    "REPLAY_CACHE, or the file in the spool's folder, failed; the log says how. `full`: more "
+    "than some 300,000 requests were taken within SIGNATURE_MAX_AGE: shorten it, or use "
+    "REPLAY_CACHE.",
     ["reason"],
 )
 FAILOVERS = Counter(

@@ -363,6 +363,8 @@ class Publisher:
             behind = records[-1].offset
             records = [record for record in records if record.key not in held]
             if not records:
+                if self._clock() >= until:
+                    break
                 continue
             target = region or next(
                 (n for n in self._order(self.regions) if self._breaker.allows(n, topic)), ""

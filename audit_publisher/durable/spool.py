@@ -100,7 +100,7 @@ class Spool:
         try:
             through = self._queue.append(_PROBE, [probe])[-1]
             self._queue.trim(_PROBE, through + 1)
-        except (SpoolFull, SpoolError, OSError, sqlite3.Error):
+        except (SpoolError, OSError, sqlite3.Error):
             # What was asked for says more than the probe.
             raise SpoolUnavailable(self._failed[0]) from None
         self._works()
@@ -115,7 +115,7 @@ class Spool:
             if used >= self._max_bytes or self._full_at is not None:
                 return (
                     f"AUDIT_PUBLISHER_SPOOL_MAX_BYTES: the spool is full ({used:,} bytes). "
-                    "Bring a region back, or raise it."
+                    "Bring a region back, decide about refused records, or raise it."
                 )
             if not os.access(self._folder, os.W_OK):
                 return f"AUDIT_PUBLISHER_SPOOL_DIR: {self._folder} cannot be written."

@@ -100,10 +100,11 @@ def _check(scope: Message) -> None:
     if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > MOST_PATH:
         raise Problem(414, f"A path may have {MOST_PATH:,} bytes, with its query.")
     headers = dict(scope["headers"])
-    # Where a proxy in front says which host was meant, Django looks at that.
-    if not settings.USE_X_FORWARDED_HOST and not is_ours(
-        headers.get(b"host", b"").decode("latin-1")
-    ):
+    host = headers.get(b"host")
+    # Where a proxy in front says which host was meant, Django looks at that; where nobody says it
+    # (probes in HTTP/1.0), at the address that was asked.
+    asked = None if settings.USE_X_FORWARDED_HOST else host
+    if asked is not None and not is_ours(asked.decode("latin-1")):
         raise unknown_host()
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length) > MOST_BODY:

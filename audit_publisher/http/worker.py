@@ -20,6 +20,8 @@ from typing import Any
 from weakref import ref
 
 import httptools
+from django.core.exceptions import ImproperlyConfigured
+from gunicorn.errors import AppImportError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import HANDLED_SIGNALS, Server
 from uvicorn_worker import UvicornWorker
@@ -459,6 +461,13 @@ class Worker(UvicornWorker):
         self.read_timeout: float = server.READ_TIMEOUT
         # To uvicorn none would be for ever.
         self.config.timeout_graceful_shutdown = max(self.cfg.graceful_timeout, _QUICK_STOP_SECONDS)
+
+    def load_wsgi(self) -> None:
+        """Load the application; settings that are wrong are told without a traceback."""
+        try:
+            super().load_wsgi()
+        except ImproperlyConfigured as error:
+            raise AppImportError(f"Settings: {error}") from error
 
     async def _serve(self) -> None:
         from ..conf import conf

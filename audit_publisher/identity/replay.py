@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 import threading
 import time
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds after which a claim that nobody settled lapses; longer than any request takes.
+#: Seconds after which a claim that nobody settled lapses, unless requests may take longer.
 LEASE = 45.0
 #: Seconds for which a store that failed is not asked.
 PAUSE = 5.0
@@ -140,16 +141,24 @@ class Memory:
     """Remembers which requests were taken; one per process.
 
     :param claims: makes the store, at first use.
-    :param clock: returns epoch seconds.
+    :param clock: returns epoch seconds: hosts have them in common.
+    :param lease: seconds until a claim lapses; longer than any request takes.
+    :param waits: returns seconds, monotonic: a clock that is set back prolongs no pause.
     """
 
     def __init__(
-        self, claims: Callable[[], Claims], clock: Callable[[], float] = time.time
+        self,
+        claims: Callable[[], Claims],
+        clock: Callable[[], float] = time.time,
+        lease: float = LEASE,
+        waits: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make = claims
         self._claims: Claims | None = None
         self._clock = clock
-        self._resting_until = 0.0
+        self._lease = lease
+        self._waits = waits
+        self._resting_until = -math.inf
         self._lock = threading.Lock()
 
     def claim(self, identity: bytes, until: float) -> Claim | str | None:
@@ -160,23 +169,26 @@ class Memory:
         :returns: a claim to settle; TAKEN or BUSY (somebody else has it, and is not done); None if
             the store cannot tell.
         """
-        now = self._clock()
-        if now < self._resting_until:
+        if self._waits() < self._resting_until:
             metrics.REPLAYS_UNSEEN.labels("store").inc()
             return None
+        now = self._clock()
         key = hashlib.sha256(identity).digest()[:16]
         # 0 is what was taken.
         token = random.getrandbits(62) + 1
         try:
-            found = self._store().claim(key, token, now, now + LEASE)
+            found = self._store().claim(key, token, now, now + self._lease)
         except Exception as error:  # noqa: BLE001  # whatever a cache's client raises
             metrics.REPLAYS_UNSEEN.labels("store").inc()
-            self._failed(error, now)
+            self._failed(error)
             return None
         return found if found is not None else Claim(self, key, token, until)
 
     def settle(self, key: bytes, token: int, until: float, taken: bool) -> None:
         """See :meth:`Claim.settle`."""
+        if self._waits() < self._resting_until:
+            # Nobody waits for a store that fails; the claim lapses by itself.
+            return
         now = self._clock()
         try:
             if taken:
@@ -184,7 +196,7 @@ class Memory:
             else:
                 self._store().release(key, token)
         except Exception as error:  # noqa: BLE001  # see above
-            self._failed(error, now)
+            self._failed(error)
 
     def _store(self) -> Claims:
         if self._claims is None:
@@ -192,7 +204,8 @@ class Memory:
                 self._claims = self._claims or self._make()
         return self._claims
 
-    def _failed(self, error: Exception, now: float) -> None:
+    def _failed(self, error: Exception) -> None:
+        now = self._waits()
         if now >= self._resting_until:
             logger.warning(
                 "Requests are taken without looking for replays for %g s: %s: %s",
@@ -209,7 +222,12 @@ def _claims() -> Claims:
     return FileClaims(conf.spool_dir() / "replays-1.bin")
 
 
-_memory = Memory(_claims)
+def _fresh() -> Memory:
+    # Two regions and the spool, one after the other, and as long again.
+    return Memory(_claims, lease=max(LEASE, 2 * (2 * conf.DELIVERY_TIMEOUT + 10)))
+
+
+_memory = _fresh()
 
 
 def get_memory() -> Memory:
@@ -220,7 +238,7 @@ def get_memory() -> Memory:
 def _reconfigure(*, setting: str, **kwargs: object) -> None:
     global _memory
     if setting in (PublisherSettings.prefix, "CACHES"):
-        _memory = Memory(_claims)
+        _memory = _fresh()
 
 
 setting_changed.connect(_reconfigure)

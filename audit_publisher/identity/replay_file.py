@@ -3,7 +3,8 @@
 The file is a hash table of sets; a claim reads one set, and writes one entry of it, under a lock
 on the set's bytes. It is not synced: what a host that loses power forgets is a few seconds of
 claims, and what they guard against makes no second row anyway. A killed process's locks end with
-it. Where a set is full of claims that still hold, the one that ends first makes room.
+it. Where a set is full of claims that still hold, which begins at some 300,000 of them, a request
+that was answered makes room, the one that ends first; one that is being taken only if all are.
 
 Locks belong to the process: a thread's own lock keeps threads apart, and nothing else may open
 and close the file in this process, as that would end them.
@@ -40,7 +41,7 @@ _KEPT = 0
 class FileClaims:
     """Claims in a file; safe for threads and processes, also for those that were forked.
 
-    :param path: made on first use, for its owner alone; 32 MB when it is full, a million claims.
+    :param path: made on first use, for its owner alone; 32 MB when every set was used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,32 +67,29 @@ class FileClaims:
                 if end > now:
                     return "taken" if holder == _KEPT else "busy"
             else:
-                ends = _WHOLE.unpack(raw)[1::3]
-                first = min(ends)
-                if first > now:
-                    metrics.REPLAYS_UNSEEN.labels("full").inc()
-                found = ends.index(first) * _ENTRY.size
+                found = _room(raw, now)
             os.pwrite(fd, _ENTRY.pack(key, until, token), at + found)
         return None
 
     def keep(self, key: bytes, token: int, now: float, until: float) -> None:
         """See :class:`~audit_publisher.identity.replay.Claims`."""
-        self._write(key, None, until, _KEPT)
+        at = self._place(key)
+        with _Locked(self, at) as fd:
+            raw = os.pread(fd, _SET_BYTES, at).ljust(_SET_BYTES, b"\0")
+            found = _find(raw, key)
+            if found < 0:
+                # It had to make room meanwhile, and is the younger now.
+                found = _room(raw, now)
+            os.pwrite(fd, _ENTRY.pack(key, until, _KEPT), at + found)
 
     def release(self, key: bytes, token: int) -> None:
         """See :class:`~audit_publisher.identity.replay.Claims`."""
-        self._write(key, token, 0.0, _KEPT)
-
-    def _write(self, key: bytes, owner: int | None, until: float, token: int) -> None:
         at = self._place(key)
         with _Locked(self, at) as fd:
             raw = os.pread(fd, _SET_BYTES, at)
             found = _find(raw, key)
-            if found < 0:
-                # It had to make room.
-                return
-            if owner is None or _ENTRY.unpack_from(raw, found)[2] == owner:
-                os.pwrite(fd, _ENTRY.pack(key, until, token), at + found)
+            if found >= 0 and _ENTRY.unpack_from(raw, found)[2] == token:
+                os.pwrite(fd, _ENTRY.pack(key, 0.0, _KEPT), at + found)
 
     @staticmethod
     def _place(key: bytes) -> int:
@@ -145,6 +143,17 @@ class _Locked:
             fcntl.lockf(claims._fd, fcntl.LOCK_UN, _SET_BYTES, self._at)
         finally:
             self._lock.release()
+
+
+def _room(raw: bytes, now: float) -> int:
+    """Where in a whole set the entry begins that matters least."""
+    entries = _WHOLE.unpack(raw)
+    ends, tokens = entries[1::3], entries[2::3]
+    held = [(end > now, token != _KEPT, end) for end, token in zip(ends, tokens, strict=True)]
+    least = min(held)
+    if least[0]:
+        metrics.REPLAYS_UNSEEN.labels("full").inc()
+    return held.index(least) * _ENTRY.size
 
 
 def _find(raw: bytes, key: bytes) -> int:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from django.core.signals import setting_changed
+
 from .. import metrics
+from ..conf import PublisherSettings
 from ..http.problems import Problem
 from .allowed import Allowed
 from .replay import TAKEN, Claim, get_memory
@@ -17,6 +23,10 @@ logger = logging.getLogger(__name__)
 CHALLENGE = 'Signature realm="audit"'
 #: Seconds after which a request may be sent again whose twin is being taken.
 _BUSY_RETRY = 1
+#: Seconds for which the log says nothing again of one consumer's refusals for one reason, and how
+#: many such lines it gets meanwhile.
+_MINUTE = 60.0
+_MOST_LINES = 20
 
 
 def refused(refusal: SignatureRefused) -> Problem:
@@ -138,6 +148,43 @@ def report(consumer_id: str, refusal: SignatureRefused, *, enforced: bool) -> No
     :raises Problem: 401, if it is `enforced`.
     """
     metrics.SIGNATURES.labels(refusal.reason).inc()
+    if _lines.spare(consumer_id, refusal.reason):
+        what = "refused" if enforced else "reported, not enforced"
+        logger.warning("Consumer %r: %s (%s)", consumer_id[:200], refusal, what)
     if enforced:
         raise refused(refusal) from refusal
-    logger.warning("Consumer %r: %s (reported, not enforced)", consumer_id[:200], refusal)
+
+
+class Lines:
+    """Which lines the log gets: one a minute about the same, and few in all, for anybody can ask.
+
+    :param clock: returns seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = -math.inf
+        self._said: set[tuple[str, str]] = set()
+
+    def spare(self, consumer_id: str, reason: str) -> bool:
+        """Whether this one may be written now."""
+        now = self._clock()
+        if now - self._since >= _MINUTE:
+            self._since, self._said = now, set()
+        key = consumer_id[:200], reason
+        if key in self._said or len(self._said) >= _MOST_LINES:
+            return False
+        self._said.add(key)
+        return True
+
+
+_lines = Lines()
+
+
+def _reconfigure(*, setting: str, **kwargs: object) -> None:
+    global _lines
+    if setting == PublisherSettings.prefix:
+        _lines = Lines()
+
+
+setting_changed.connect(_reconfigure)

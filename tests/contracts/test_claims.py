@@ -69,10 +69,10 @@ def test_requests_go_on_without_the_cache(settings: Any) -> None:
         labels = {"reason": "store"}
         return REGISTRY.get_sample_value("audit_publisher_replays_unseen_total", labels) or 0.0
 
-    clock = [time.time()]
+    clock, waits = [time.time()], [0.0]
     with serve(Redis(own=True)) as redis:
         settings.CACHES = redis_cache(redis.url)
-        memory = Memory(lambda: CacheClaims("replays"), lambda: clock[0])
+        memory = Memory(lambda: CacheClaims("replays"), lambda: clock[0], waits=lambda: waits[0])
         claim = memory.claim(b"a", clock[0] + 60)
         assert isinstance(claim, Claim)
         redis.kill()
@@ -81,8 +81,10 @@ def test_requests_go_on_without_the_cache(settings: Any) -> None:
         claim.settle(taken=True)
         assert memory.claim(b"b", clock[0] + 60) is None
         clock[0] += 6
+        waits[0] += 6
         assert memory.claim(b"c", clock[0] + 60) is None
         assert unseen() == before + 2
         redis.start()
         clock[0] += 6
+        waits[0] += 6
         assert isinstance(memory.claim(b"d", clock[0] + 60), Claim)

@@ -137,6 +137,10 @@ def test_djangos_paths_have_a_bound_and_a_host() -> None:
     caller.scope["headers"] = [(b"host", b"evil.example")]
     status, document = ask(caller)
     assert (status, document["code"]) == (400, "unknown-host")
+    # A probe in HTTP/1.0 says none; Django goes by the address.
+    caller = Caller(b"", path="/health/live", method="GET")
+    caller.scope["headers"] = []
+    assert ask(caller)[0] == 299
     caller = Caller(b"", path="/nothing", method="GET")
     caller.scope |= {"raw_path": b"/nothing", "query_string": b"x" * MOST_PATH}
     status, document = ask(caller)

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 from audit_logging.signing import Signer
 from audit_publisher import authentication, routing
+from audit_publisher.identity import senders
 from audit_publisher.models import Consumer, TopicRoute
 from audit_publisher.testing import make_event
 from tests.unit.audit_publisher.conftest import CONSUMER, URL, Configure, stored
@@ -291,3 +292,25 @@ def test_blanks_around_values_do_not_matter(
 ) -> None:
     headers = {name: f" {value} " for name, value in signer.headers(now_ms()).items()}
     assert send(api, headers).status_code == 200
+
+
+def test_who_is_refused_is_in_the_log_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    clock = [100.0]
+    lines = senders.Lines(lambda: clock[0])
+    assert [lines.spare("shop", "expired") for _ in range(3)] == [True, False, False]
+    assert lines.spare("shop", "unknown_key")
+    # Strangers who name another consumer each time do not fill it.
+    assert sum(lines.spare(f"stranger {number}", "expired") for number in range(1000)) == 18
+    clock[0] += 60
+    assert lines.spare("shop", "expired")
+
+
+def test_a_refusal_names_the_consumer_and_the_cause(
+    api: Client, configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(SIGNATURE="enforce")
+    authentication.refresh()
+    for _ in range(3):
+        assert send(api, {"WM-CONSUMER.ID": "stranger"}).status_code == 401
+    (said,) = [each.getMessage() for each in caplog.records if "stranger" in each.getMessage()]
+    assert "refused" in said

@@ -376,8 +376,8 @@ def test_a_process_that_is_stopped_with_a_lock_holds_up_nobody(
     process.start()
     try:
         assert held.wait(60)
-        clock = Clock()
-        memory = Memory(lambda: FileClaims(tmp_path / "replays.bin"), clock)
+        clock, waits = Clock(), Clock()
+        memory = Memory(lambda: FileClaims(tmp_path / "replays.bin"), clock, waits=waits)
         before = unseen("store")
         assert memory.claim(b"a", clock.now + 10) is None
         # It is not asked again for some seconds.
@@ -386,7 +386,7 @@ def test_a_process_that_is_stopped_with_a_lock_holds_up_nobody(
     finally:
         process.kill()
         process.join(60)
-    clock.now += replay.PAUSE + 0.1
+    waits.now += replay.PAUSE + 0.1
     assert isinstance(memory.claim(b"a", clock.now + 10), Claim)
 
 
@@ -420,10 +420,88 @@ def test_a_cache_that_hangs_holds_no_request(settings: Any) -> None:
             },
         }
         clock = [0.0]
-        memory = Memory(lambda: CacheClaims("silent", patience=0.05), lambda: clock[0])
+        memory = Memory(lambda: CacheClaims("silent", patience=0.05), waits=lambda: clock[0])
         before = unseen("store")
         # More than there are threads for, each after the pause: none waits for those before.
         for _ in range(12):
             clock[0] += replay.PAUSE
-            assert memory.claim(b"a request", clock[0] + 300) is None
+            assert memory.claim(b"a request", time.time() + 300) is None
         assert unseen("store") == before + 12
+
+
+class Failing:
+    """A store that fails as long as it is to; every question is noted."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.asked: list[str] = []
+        self.ends: list[float] = []
+
+    def claim(self, key: bytes, token: int, now: float, until: float) -> str | None:
+        self.ends.append(until - now)
+        return self._ask("claim")
+
+    def keep(self, key: bytes, token: int, now: float, until: float) -> None:
+        self._ask("keep")
+
+    def release(self, key: bytes, token: int) -> None:
+        self._ask("release")
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if self.fails:
+            raise ConnectionError("away")
+
+
+def test_a_store_that_fails_is_left_alone_by_all() -> None:
+    store, clock, waits = Failing(), Clock(), Clock()
+    memory = Memory(lambda: store, clock, waits=waits)
+    claims = [memory.claim(b"%d" % number, clock.now + 300) for number in range(5)]
+    store.fails, store.asked = True, []
+    for claim in claims:
+        assert isinstance(claim, Claim)
+        claim.settle(taken=True)
+    # The first finds out; no answer waits for the others.
+    assert store.asked == ["keep"]
+    # A clock that is set back prolongs no pause.
+    clock.now -= 3600
+    store.fails, store.asked = False, []
+    waits.now += replay.PAUSE
+    assert isinstance(memory.claim(b"later", clock.now + 300), Claim)
+    assert store.asked == ["claim"]
+
+
+def test_a_claim_lasts_longer_than_any_request(configure: Configure) -> None:
+    for timeout, lease in ((1.5, LEASE), (60.0, 260.0)):
+        configure(DELIVERY_TIMEOUT=timeout)
+        memory = replay.get_memory()
+        store = Failing()
+        memory._claims = store
+        memory.claim(b"a", time.time() + 300)
+        assert store.ends == [pytest.approx(lease)]
+        assert lease > publish.get_publisher().patience
+
+
+def test_of_a_full_set_what_is_under_way_goes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_file, "_SETS", 1)
+    store = FileClaims(tmp_path / "replays.bin")
+    keys = [b"%016d" % number for number in range(17)]
+    for key in keys[:16]:
+        assert store.claim(key, 7, 0.0, 45.0) is None
+    store.keep(keys[3], 7, 0.0, 210.0)
+    assert store.claim(keys[16], 7, 0.0, 45.0) is None
+    # It was answered, and ends last; those that are being taken are known still.
+    assert [store.claim(key, 8, 0.0, 45.0) for key in keys if key != keys[3]] == [BUSY] * 16
+
+
+def test_a_claim_that_had_to_make_room_is_kept_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_file, "_SETS", 1)
+    store = FileClaims(tmp_path / "replays.bin")
+    for number in range(17):
+        assert store.claim(b"%016d" % number, 7, 0.0, 45.0 + number) is None
+    store.keep(b"%016d" % 0, 7, 1.0, 210.0)
+    assert store.claim(b"%016d" % 0, 8, 2.0, 45.0) == TAKEN
