@@ -163,9 +163,6 @@ def post_worker_init(worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Let go of the event log's connections; nothing waits in them, requests have ended."""
-    if not worker.booted:
-        # There are none.
-        return
     from audit_publisher import eventlog, publish
     from audit_publisher.operating.reports import reporter
 

@@ -201,7 +201,7 @@ def test_bodies_that_are_no_events_share_a_bound() -> None:
         statuses.append((await Caller(b"x", path="/admin/").ask(application))[0])
         return statuses
 
-    assert asyncio.run(run()) == [429, 299]
+    assert asyncio.run(asyncio.wait_for(run(), 20)) == [429, 299]
 
 
 @pytest.mark.parametrize(("method", "at_a_time"), [("POST", 1), ("GET", 4)])
@@ -223,7 +223,7 @@ def test_few_requests_are_djangos_at_a_time(method: str, at_a_time: int) -> None
         # The probe was beside them.
         return pages.most - 1, refused, [probed, *(status for status, _ in answers)]
 
-    most, refused, statuses = asyncio.run(run())
+    most, refused, statuses = asyncio.run(asyncio.wait_for(run(), 20))
     assert (most, refused, set(statuses)) == (at_a_time, 503, {299})
 
 

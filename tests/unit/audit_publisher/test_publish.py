@@ -731,3 +731,29 @@ def test_a_spool_that_cannot_be_used_is_said_once(
         publisher._step()
     (said,) = [record.getMessage() for record in caplog.records if "spool" in record.getMessage()]
     assert "AUDIT_PUBLISHER_SPOOL_DIR" in said
+
+
+class Once(Region):
+    """Does not take one value, the first time."""
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        if any(record.value == b"0" for record in records) and not self.appends:
+            self.appends += 1
+            took = iter(super().append(topic, [each for each in records if each.value != b"0"]))
+            failed = Receipt(error=RegionUnavailable("no leader"))
+            return [failed if each.value == b"0" else next(took) for each in records]
+        return super().append(topic, records)
+
+
+def test_a_key_s_later_records_wait_for_the_one_that_failed(setup: Setup, tmp_path: Path) -> None:
+    log = Once("primary", tmp_path / "once.db")
+    log.ensure_topic(TOPIC, 1)
+    setup.logs["primary"] = log
+    keys = [b"a", b"b", b"c", b"a", b"d", b"e", b"a"]
+    records = [Record(b"%d" % n, key=key, timestamp=0) for n, key in enumerate(keys)]
+    setup.spool.append(TOPIC, records)
+    setup.publisher.drain("primary")
+    assert log.values() == [b"1", b"2", b"4", b"5"]
+    setup.clock.now += 17
+    setup.publisher.drain("primary")
+    assert log.values() == [b"1", b"2", b"4", b"5", b"0", b"3", b"6"]

@@ -455,6 +455,7 @@ class Failing:
 
 def test_a_store_that_fails_is_left_alone_by_all() -> None:
     store, clock, waits = Failing(), Clock(), Clock()
+    waits.now = 0.0
     memory = Memory(lambda: store, clock, waits=waits)
     claims = [memory.claim(b"%d" % number, clock.now + 300) for number in range(5)]
     store.fails, store.asked = True, []

@@ -38,3 +38,13 @@ def test_a_failure_that_is_being_read_is_not_taken_for_durable() -> None:
     submission.report(1, None, None)
     assert told == [[0, 1]]
     assert isinstance(submission.errors[0], RegionUnavailable)
+
+
+def test_what_was_acknowledged_is_durable_whoever_gives_up() -> None:
+    told: list[list[int]] = []
+    submission = Submission("primary", 3, 0.0, lambda done: told.append(sorted(done.errors)))
+    submission.expect(3)
+    submission.report(1, None, None)
+    submission.give_up(1.0)
+    submission.report(2, None, None)
+    assert told == [[0, 2]]
