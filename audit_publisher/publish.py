@@ -238,9 +238,11 @@ class Publisher:
         self.heard(region, topic, errors, len(records), probing=True)
         return receipts
 
-    def _give_up(self, region: str, topic: str, error: RegionUnavailable) -> None:
+    def _give_up(
+        self, region: str, topic: str, error: RegionUnavailable, *, silent: bool = False
+    ) -> None:
         unknown = isinstance(error, UnknownTopic)
-        if self._breaker.failed(region, topic if unknown else ""):
+        if self._breaker.failed(region, topic if unknown else "", silent=silent):
             cause = "unknown_topic" if unknown else "unavailable"
             metrics.FAILOVERS.labels(region, cause).inc()
             metrics.REGION_UP.labels(region).set(0)
@@ -288,7 +290,7 @@ class Publisher:
                     self._probe_topics(region, state)
                 except Exception as error:  # noqa: BLE001  (a client that cannot be made)
                     state.up, state.error = False, str(error)
-                    self._give_up(region, "", RegionUnavailable(str(error)))
+                    self._give_up(region, "", RegionUnavailable(str(error)), silent=True)
                 self.states[region] = state
             elif region not in self.states:
                 state.error = "It took no record; the log says why."

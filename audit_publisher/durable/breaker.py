@@ -14,7 +14,9 @@ Key = tuple[str, str]
 class _State:
     failures: int = 0
     open: bool = False
-    #: It answers again, and is to show with one request that it takes records, too.
+    #: It did not even answer a question since; when it does again, it is back.
+    silent: bool = False
+    #: It answered all the while, and is to show with one request that it takes records, too.
     on_trial: bool = False
     tried_until: float = 0.0
     probe_at: float = 0.0
@@ -23,9 +25,10 @@ class _State:
 class Breaker:
     """Remembers failures by region, and by region and topic.
 
-    Requests never look whether a region is there again: the background does. One that answers
-    questions about itself (:meth:`answered`) may still take no record: it gets one request, and
-    the others when it took that (:meth:`succeeded`).
+    Requests never look whether a region is there again: the background does, by questions about
+    itself (:meth:`answered`). One that was silent is back then. One that answered all the while
+    may still take no record: it gets one request, and the others when it took that
+    (:meth:`succeeded`).
 
     :param cooldown: seconds until the first probe; doubled with each further failure, eight-fold
         at most.
@@ -63,8 +66,11 @@ class Breaker:
         shut = state is not None and state.open and not state.on_trial
         return shut or (bool(topic) and self._is_open((region, topic)))
 
-    def failed(self, region: str, topic: str = "") -> bool:
-        """Open the entry; return whether it was closed before."""
+    def failed(self, region: str, topic: str = "", *, silent: bool = False) -> bool:
+        """Open the entry; return whether it was closed before.
+
+        :param silent: it did not answer a question about itself.
+        """
         state = self._states.setdefault((region, topic), _State())
         was_closed = not state.open
         now = self._clock()
@@ -74,6 +80,7 @@ class Breaker:
             state.probe_at = now + self._cooldown * min(2 ** (state.failures - 1), 8)
         state.open = True
         state.on_trial = False
+        state.silent = silent or (state.silent and not was_closed)
         return was_closed
 
     def may_probe(self, region: str, topic: str = "") -> bool:
@@ -87,15 +94,15 @@ class Breaker:
         return state.failures if state is not None else 0
 
     def answered(self, region: str, topic: str = "") -> None:
-        """It says that it is there: close a topic's entry, and put a region on trial.
+        """It says that it is there: close the entry, or put a region on trial.
 
         Failures are remembered: after the next one it is left alone for longer.
         """
         state = self._states.get((region, topic))
         if state is None or not state.open:
             return
-        if topic:
-            state.open = False
+        if topic or state.silent:
+            state.open = state.silent = False
         elif not state.on_trial:
             state.on_trial = True
             state.tried_until = 0.0

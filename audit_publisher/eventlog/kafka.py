@@ -273,9 +273,11 @@ class KafkaEventLog(EventLog):
         self.partitions(topic)
         with self._errors():
             resource = ConfigResource(ResourceType.TOPIC, topic)
-            future = self._admin().describe_configs(
-                [resource], request_timeout=self._request_timeout
-            )[resource]
+            # Named: a client that nobody has any more ends, and what it was asked with it.
+            admin = self._admin()
+            future = admin.describe_configs([resource], request_timeout=self._request_timeout)[
+                resource
+            ]
             try:
                 found = future.result(self._request_timeout * 2)
             except TimeoutError as error:

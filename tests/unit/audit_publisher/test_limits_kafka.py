@@ -204,7 +204,7 @@ def test_the_doctor_and_two_real_regions(
     for region, cluster in (("primary", kafka_primary), ("secondary", kafka_secondary)):
         assert f"{region} (kafka://{cluster.address}) answers" in said["ok"]
     assert "keeps records for 1 hours" in said["FAIL"]
-    assert f"region secondary has no topic '{regions}_DLQ'" in said["FAIL"]
+    assert f"Region secondary has no topic '{regions}_DLQ'" in said["FAIL"]
     assert "region secondary takes records up to 1,048,588 bytes" in said["FAIL"]
     assert "has one copy (replication factor 1)" in said["warning"]
     assert "replica.fetch.max.bytes" in said["warning"]

@@ -757,3 +757,22 @@ def test_a_key_s_later_records_wait_for_the_one_that_failed(setup: Setup, tmp_pa
     setup.clock.now += 17
     setup.publisher.drain("primary")
     assert log.values() == [b"1", b"2", b"4", b"5", b"0", b"3", b"6"]
+
+
+def test_a_region_that_was_silent_is_back_when_it_answers(setup: Setup) -> None:
+    setup.primary.failure = DOWN
+    assert setup.publish(b"0") == ["secondary"]
+    setup.clock.now += 17
+    # It does not answer a question either.
+    setup.publisher.probe()
+    assert setup.publisher.is_shut("primary")
+    setup.primary.failure = None
+    setup.clock.now += 17
+    setup.publisher.probe()
+    # All at once: as a standby it may get no request until the other one is gone.
+    breaker = setup.publisher._breaker
+    assert [breaker.admits("primary", TOPIC) for _ in range(3)] == [True] * 3
+    # If it takes nothing all the same, it is on trial the next time.
+    breaker.failed("primary")
+    breaker.answered("primary")
+    assert [breaker.admits("primary", TOPIC) for _ in range(3)] == [True, False, False]
