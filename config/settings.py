@@ -176,5 +176,6 @@ LOGGING = {
         name: {"level": environment.LOG_LEVEL}
         for name in ("audit_logging", "audit_publisher", "audit_sink")
     }
-    | {"django.request": {"filters": ["no_probe"]}},
+    # A line for each 404 would let strangers fill the disk; the access log has them, if wanted.
+    | {"django.request": {"filters": ["no_probe"], "level": "ERROR"}},
 }
