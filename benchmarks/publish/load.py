@@ -13,7 +13,7 @@ import selectors
 import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ class Load:
         counted = began + orders.warm_up
         end = counted + orders.seconds
         seen = Seen()
-        free = list(callers)
+        # In turn: a connection that never says a word is closed after READ_TIMEOUT.
+        free = deque(callers)
         # Of an open load: the moments at which requests are due, whoever is free.
         due = [began + n / orders.pace for n in range(1)] if orders.pace else []
         marked = False
@@ -147,10 +148,10 @@ class Load:
                         # Nobody is there to ask: told, not hidden.
                         seen.late += marked
                         continue
-                    self._send(free.pop(), moment)
+                    self._send(free.popleft(), moment)
             else:
                 while free:
-                    self._send(free.pop(), now)
+                    self._send(free.popleft(), now)
             wait = max(0.0, min(due[0] - now, 0.05)) if orders.pace else 0.05
             for key, _ in selector.select(wait):
                 caller = key.data
