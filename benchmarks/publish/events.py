@@ -13,10 +13,15 @@ from .stack import SERVICE
 _WORDS = ("pallet", "inbound", "pending", "carrier", "warehouse", "lot", "expiry", "dock", "ramp")
 
 
-def event(random_: random.Random, size: int = 2000, bodies: bool = True) -> dict[str, Any]:
-    """Return one event whose JSON has about `size` bytes, most of them in its two bodies."""
+def event(
+    random_: random.Random, size: int = 2000, bodies: bool = True, now: float | None = None
+) -> dict[str, Any]:
+    """Return one event whose JSON has about `size` bytes, most of them in its two bodies.
+
+    :param now: its time, in epoch seconds; without it the clock's, whose digits vary its length.
+    """
     number = random_.randrange(10_000_000)
-    now = time.time()
+    now = time.time() if now is None else now
     made: dict[str, Any] = {
         "request_id": str(uuid.UUID(int=random_.getrandbits(128), version=4)),
         "service_name": SERVICE,

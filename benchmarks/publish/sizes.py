@@ -10,6 +10,8 @@ from typing import Any
 from .events import event
 
 _EVENTS = 500
+#: Epoch seconds of every event, for figures that do not depend on the hour.
+_NOW = 1_795_500_000.123456
 #: Bytes of an event's JSON in real traffic, and how many of a hundred events have them.
 _MIX = ((600, 25), (1_200, 25), (2_000, 25), (6_000, 15), (20_000, 8), (100_000, 2))
 
@@ -35,11 +37,11 @@ def measure() -> list[Size]:
     random_ = random.Random(7)
     sizes = [size for size, many in _MIX for _ in range(many)]
     return [
-        _size("without bodies", [event(random_, bodies=False) for _ in range(_EVENTS)]),
-        _size("2 KB", [event(random_, 2000) for _ in range(_EVENTS)]),
+        _size("without bodies", [event(random_, bodies=False, now=_NOW) for _ in range(_EVENTS)]),
+        _size("2 KB", [event(random_, 2000, now=_NOW) for _ in range(_EVENTS)]),
         _size(
             "a mix of 0.6 to 100 KB",
-            [event(random_, random_.choice(sizes)) for _ in range(_EVENTS)],
+            [event(random_, random_.choice(sizes), now=_NOW) for _ in range(_EVENTS)],
         ),
     ]
 

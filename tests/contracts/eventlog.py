@@ -12,6 +12,7 @@ import pytest
 
 from audit_publisher.eventlog.base import EventLog, Limits, Receipt, Record
 from audit_publisher.exceptions import OffsetOutOfRange, RecordTooLarge, UnknownTopic
+from tests.support import fork
 
 PARTITIONS = 3
 MAX_RECORD_BYTES = 200_000
@@ -199,7 +200,7 @@ class EventLogContract:
 
     def test_a_forked_child_appends(self, log: EventLog, topic: str) -> None:
         log.append(topic, records(1))
-        child = os.fork()
+        child = fork()
         if child == 0:  # pragma: no cover  (in the child)
             status = 1
             try:

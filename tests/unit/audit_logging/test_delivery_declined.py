@@ -14,6 +14,7 @@ from audit_logging import metrics
 from audit_logging.conf import LoggingSettings
 from audit_logging.delivery import GIVE_UP_SECONDS, RETRY_STREAM, Deliverer, Publisher
 from audit_logging.outcome import Refusal
+from tests.support import fork
 from tests.unit.audit_logging.test_delivery import (
     LINES,
     Counted,
@@ -190,7 +191,7 @@ def test_several_processes_drain_one_spool_and_send_each_batch_once(
     deliverer.spool.close()
     children = []
     for _ in range(3):
-        child = os.fork()
+        child = fork()
         if child == 0:
             status = 1
             try:

@@ -22,7 +22,7 @@ from audit_logging.delivery import Publisher
 from audit_logging.flags import Flags
 from audit_logging.models import CaptureFlags
 from audit_logging.policy import from_settings
-from tests.support import eventually
+from tests.support import eventually, fork
 
 Options = Callable[..., LoggingSettings]
 
@@ -256,7 +256,7 @@ def test_a_fork_asks_for_itself(options: Options, monkeypatch: pytest.MonkeyPatc
     running.prime(10)
     running.get()
     reading, writing = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             running._source.answers[:] = [off(sample_rate=0.5)]  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ from audit_logging.exceptions import RetryLater
 from audit_logging.handover import DirectSend, sends_beside
 from audit_logging.outbox import Outbox
 from audit_logging.publisher_client import Publisher
-from tests.support import eventually
+from tests.support import eventually, fork
 from tests.unit.audit_logging.test_delivery import (
     LINES,
     Counted,
@@ -240,7 +240,7 @@ def test_a_forked_child_posts_over_connections_of_its_own(
     send = direct()
     send(pack(LINES[:1]), 1)
     mine = deliverer(send)
-    child = os.fork()
+    child = fork()
     if child == 0:
         status = 1
         try:
@@ -263,7 +263,7 @@ def test_one_for_each_process_also_when_a_fork_copies_its_lock() -> None:
     assert thing() is thing()
     lock = thing._locks[os.getpid()]
     with lock:
-        child = os.fork()
+        child = fork()
         if child == 0:
             status = 1
             try:

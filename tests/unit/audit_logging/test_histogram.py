@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from audit_logging.histogram import Histogram
+from tests.support import fork
 
 
 def make() -> Histogram:
@@ -74,7 +75,7 @@ def test_a_child_hands_on_its_own_observations_alone() -> None:
     histogram.observe(0.5)
     reader, writer = os.pipe()
     with histogram._lock:  # as another thread may hold it at the fork
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             histogram.observe(0.7)
             os.write(writer, repr(histogram.take_due()).encode())

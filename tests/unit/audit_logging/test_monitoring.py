@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from audit_logging import metrics, monitoring
 from audit_logging.metric_files import Counts, Files
 from config import docs
+from tests.support import fork
 
 urlpatterns = [path("metrics", monitoring.metrics_view)]
 
@@ -291,7 +292,7 @@ def test_whoever_is_killed_while_it_tidies_counts_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
 ) -> None:
     for _ in range(2):
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             status = 1
             try:

@@ -30,7 +30,7 @@ from audit_logging.remote_builder import Built, Load, RemoteBuilder, Room
 from audit_logging.transport import Transport
 from examples.demo.observe import events_in
 from tests.integration.servers.kinds import wait_for_exit
-from tests.support import eventually, in_child
+from tests.support import eventually, fork, in_child
 
 Options = Callable[..., LoggingSettings]
 
@@ -437,7 +437,7 @@ def test_a_process_that_dies_is_replaced(remote: RemoteBuilder, number: signal.S
 
 def test_it_ends_with_its_parent(options: Options, tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    parent = os.fork()
+    parent = fork()
     if parent == 0:
         try:
             made = RemoteBuilder(options())
@@ -462,7 +462,7 @@ def test_it_ends_with_its_parent(options: Options, tmp_path: Path) -> None:
 
 
 def test_a_forked_child_leaves_it_to_the_parent(remote: RemoteBuilder) -> None:
-    child = os.fork()
+    child = fork()
     if child == 0:
         remote.let_go()
         remote.close()

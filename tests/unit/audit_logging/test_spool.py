@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 
 from audit_logging.exceptions import SpoolFull, SpoolUnavailable
 from audit_logging.spool import DurableQueue, Record, StoredRecord, StreamStats
-from tests.support import eventually
+from tests.support import eventually, fork
 
 
 class Clock:
@@ -291,14 +291,14 @@ def test_a_fork_in_the_middle_of_a_transaction(queue: DurableQueue) -> None:
     queue.append("s", [Record(b"parent")])
     with queue._write() as connection:
         connection.execute("UPDATE record SET attempts = 7")
-        child = os.fork()
+        child = fork()
         if child == 0:
             # The child must not carry on, commit or end the parent's transaction.
             queue.close()
             status = 0 if values(queue.read("s", 0)) == [b"parent"] else 1
             os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
-    child = os.fork()
+    child = fork()
     if child == 0:
         queue.append("s", [Record(b"child")])
         os._exit(0)

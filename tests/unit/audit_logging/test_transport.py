@@ -23,7 +23,7 @@ from audit_logging.conf import LoggingSettings
 from audit_logging.policy import Decision
 from audit_logging.spool import DurableQueue
 from audit_logging.transport import STREAM, Transport
-from tests.support import eventually
+from tests.support import eventually, fork
 
 Counted = Callable[..., float]
 
@@ -539,7 +539,7 @@ def test_a_forked_child_starts_empty(
         monkeypatch.setattr("audit_logging.transport._instances", [])
     hand = transport._sender_hand
     with hand.at_work, hand._lock, transport.buffer._lock:
-        child = os.fork()
+        child = fork()
         if child == 0:
             status = 1
             made: list[int] = []

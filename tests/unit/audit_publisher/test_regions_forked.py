@@ -14,6 +14,7 @@ import pytest
 
 from audit_publisher import eventlog
 from audit_publisher.eventlog import Limits, Record, get_region
+from tests.support import fork
 
 TOPIC = "api-audit-events"
 
@@ -26,7 +27,7 @@ FIRST = [
 
 def forked(work: Callable[[], bool]) -> int:
     """Exit status of a child that does `work`; 0: it returned True."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         status = 2
         # Ends it, should it wait for ever.

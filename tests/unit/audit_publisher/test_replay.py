@@ -27,6 +27,7 @@ from audit_publisher.identity.replay import BUSY, LEASE, TAKEN, CacheClaims, Cla
 from audit_publisher.identity.replay_file import FileClaims
 from audit_publisher.models import Consumer
 from audit_publisher.publish import Outcome
+from tests.support import fork
 from tests.unit.audit_publisher.conftest import BATCH, Configure, stored
 from tests.unit.audit_publisher.signed import LEGACY, PSS, Sending, counted, event_body, refusal
 
@@ -395,7 +396,7 @@ def test_a_fork_goes_on_claiming(tmp_path: Path) -> None:
     assert store.claim(b"a" * 16, 1, 0.0, 10.0) is None
     # As if a thread was within when the process was forked.
     store._locks[os.getpid()].acquire()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         found = store.claim(b"a" * 16, 2, 0.0, 10.0), store.claim(b"b" * 16, 2, 0.0, 10.0)
         os._exit(0 if found == (BUSY, None) else 1)

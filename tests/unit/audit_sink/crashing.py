@@ -17,6 +17,8 @@ from typing import Any
 
 import django
 
+from tests.support import fork
+
 EVENTS = 120
 PRODUCERS = 12
 
@@ -34,7 +36,7 @@ def ended(pid: int) -> int:
 def start(step: Callable[[], None]) -> int:
     """Run `step` in a fork; return its process id."""
     sys.stdout.flush()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         status = 1
         try:
