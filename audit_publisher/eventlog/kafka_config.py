@@ -114,6 +114,8 @@ def consumer(servers: str, properties: dict[str, str], group: str) -> dict[str, 
         # Prefetched in memory, for each partition that is read.
         "queued.max.messages.kbytes": 8 << 10,
         "fetch.error.backoff.ms": 100,
+        # A full queue of prefetched records is refilled once it has room, not a second later.
+        "fetch.queue.backoff.ms": 5,
         **common(servers, properties),
         "group.id": group,
         "enable.auto.commit": False,
