@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "log_event.avsc"
 
 _PREFIX = struct.Struct(">bI")
+#: Bytes before the Avro body: the magic byte and the schema id.
+FRAME_BYTES = _PREFIX.size
 #: After a failure, how long further calls get the same answer without asking the registry.
 _RETRY_SECONDS = 2.0
 
