@@ -4,6 +4,7 @@ SinkError
 ├── Retry                    the lane stands still and tries the same range again
 │   ├── BucketError          the site's bucket did not do as asked
 │   │   ├── BucketMissing    there is no such bucket: tell the operator its name
+│   │   ├── BucketRefused    it does not let us in: an operator must give rights; stalls at once
 │   │   └── BucketUnavailable
 │   ├── ConflictError        an object of that name holds other bytes: an operator must look
 │   ├── ClaimLost            somebody else took the claim over: stop, write nothing more
@@ -32,8 +33,15 @@ class BucketMissing(BucketError):
     """The bucket does not exist, or its address names no kind of bucket that we know."""
 
 
+class BucketRefused(BucketError):
+    """The bucket does not let us in: no credentials, wrong ones, or no right to do what is asked.
+
+    Trying again soon is no use: the message names what an operator must do.
+    """
+
+
 class BucketUnavailable(BucketError):
-    """The bucket does not answer, or refuses what we send."""
+    """The bucket does not answer in time, is out of order or full, or mangled what we sent."""
 
 
 class ConflictError(Retry):

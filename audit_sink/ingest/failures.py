@@ -12,7 +12,7 @@ from audit_publisher.exceptions import PublisherError
 
 from .. import metrics
 from ..conf import conf
-from ..exceptions import ClaimLost, RangeUnavailable, SinkError
+from ..exceptions import BucketRefused, ClaimLost, RangeUnavailable, SinkError
 from ..models import Lane, Site
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ def record_failure(lane: Lane, error: Exception, clock: Callable[[], float]) -> 
     metrics.FAILURES.labels(lane.sink, type(error).__name__).inc()
     now = clock()
     failures = lane.failures + 1
+    refused = isinstance(error, BucketRefused)
+    if refused:
+        # Nobody gives rights within five tries: stalled at once, for everyone who looks.
+        failures = max(failures, conf.RETRIES + 1)
     stalled = failures > conf.RETRIES
     wait = conf.STALLED_RETRY_SECONDS if stalled else conf.RETRY_SECONDS
     when = datetime.fromtimestamp(now, UTC)
@@ -39,7 +43,7 @@ def record_failure(lane: Lane, error: Exception, clock: Callable[[], float]) -> 
         level,
         "%s: %s: %s. %s; the range is tried again in %g s.",
         lane,
-        f"{failures} failures in a row" if failures > 1 else "first failure",
+        _how_often(failures, refused),
         line.rstrip("."),
         reassurance,
         wait,
@@ -54,6 +58,12 @@ def record_failure(lane: Lane, error: Exception, clock: Callable[[], float]) -> 
     except DatabaseError as failure:
         logger.error("%s: the failure could not be recorded: %s", lane, failure)
     return line
+
+
+def _how_often(failures: int, refused: bool) -> str:
+    if refused:
+        return "paused until the bucket lets us in"
+    return f"{failures} failures in a row" if failures > 1 else "first failure"
 
 
 def record_success(lane: Lane) -> None:

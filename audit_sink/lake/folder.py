@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from ..exceptions import BucketMissing, BucketUnavailable, ConflictError
+from ..exceptions import (
+    BucketError,
+    BucketMissing,
+    BucketRefused,
+    BucketUnavailable,
+    ConflictError,
+)
 from .storage import Bucket
 
 if TYPE_CHECKING:
@@ -17,6 +26,22 @@ if TYPE_CHECKING:
 
 #: Beside the events, never among them: readers of the lake must not meet a half-written file.
 TEMPORARY = "_temporary"
+
+#: Seconds after which a file in TEMPORARY is what a killed writer left; none writes for so long.
+_LEFT_BEHIND = 86_400.0
+#: Folders remembered as durable; beyond that all are forgotten, which costs a few syncs.
+_MAX_KNOWN = 20_000
+
+#: What the system says when an operator must give rights, and what he or she does about it.
+_REFUSALS = {
+    errno.EACCES: "Give this service's user the right to write there.",
+    errno.EPERM: "Give this service's user the right to write there; the disk needs hard links.",
+    errno.EROFS: "Mount it so that it can be written.",
+}
+_CURES = {
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EDQUOT: "Raise the quota, or make room.",
+}
 
 
 class FolderBucket(Bucket):
@@ -30,36 +55,99 @@ class FolderBucket(Bucket):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.root = Path(unquote(urlsplit(url).path))
+        self._root = str(self.root)
+        self._temporary = f"{self._root}/{TEMPORARY}"
+        # Folder -> inode, of those whose name is durable, up to the root: only their own content
+        # needs a sync then. One that was removed and made anew has another inode.
+        self._known: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._swept = False
 
     def create(self, name: str, data: bytes) -> bool:
-        target = self._path(name)
-        temporary = self.root / TEMPORARY / uuid.uuid4().hex
+        target = str(self._path(name))
+        folder = target.rpartition("/")[0]
         try:
-            self._make_root()
-            temporary.parent.mkdir(exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._write(data)
             try:
-                with temporary.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
                 # Create-only and atomic: of two writers one wins, and no reader sees a part.
-                target.hardlink_to(temporary)
+                self._link(temporary, target, folder)
             finally:
-                temporary.unlink(missing_ok=True)
-            self._sync_folders(target.parent)
+                Path(temporary).unlink(missing_ok=True)
+            self._make_durable(folder)
         except FileExistsError:
             if self.read(name) == data:
                 # The writer before us may have died between its link and its sync.
-                self._sync_folders(target.parent)
+                self._make_durable(folder)
                 return False
             raise ConflictError(
                 f"{target} exists and holds other bytes. If no row of the ledger names it, move "
                 f"it away; the range is then written again."
             ) from None
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise self._map(error) from error
         return True
+
+    def _write(self, data: bytes) -> str:
+        """Put `data` into a new file among the temporary ones, durably; return its path."""
+        if not self._swept:
+            self._sweep()
+        path = f"{self._temporary}/{uuid.uuid4().hex}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            # Asked only now: it is there but for the first time.
+            self._make_root()
+            Path(self._temporary).mkdir(exist_ok=True)
+            descriptor = os.open(path, flags, 0o666)
+        try:
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            Path(path).unlink(missing_ok=True)
+            raise
+        return path
+
+    @staticmethod
+    def _link(temporary: str, target: str, folder: str) -> None:
+        try:
+            os.link(temporary, target)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            os.link(temporary, target)
+
+    def _make_durable(self, folder: str) -> None:
+        """Sync a new name in `folder`, and the folders above as far as they may be new."""
+        inode = _sync(folder)
+        if self._known.get(folder) == inode:
+            return
+        found = {folder: inode}
+        while folder != self._root:
+            folder = folder.rpartition("/")[0]
+            # Always up to the root: who made the middle one may have died before its sync.
+            found[folder] = _sync(folder)
+        with self._lock:
+            if len(self._known) + len(found) > _MAX_KNOWN:
+                self._known.clear()
+            self._known.update(found)
+
+    def _sweep(self) -> None:
+        """Remove what writers that were killed left behind; once in a bucket's life."""
+        self._swept = True
+        before = time.time() - _LEFT_BEHIND
+        try:
+            with os.scandir(self._temporary) as entries:
+                for entry in entries:
+                    if entry.stat().st_mtime < before:
+                        Path(entry.path).unlink(missing_ok=True)
+        except OSError:
+            # Not there yet, or not ours to clean.
+            pass
 
     def read(self, name: str) -> bytes:
         try:
@@ -67,7 +155,7 @@ class FolderBucket(Bucket):
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise self._map(error) from error
 
     def open(self, name: str) -> BinaryIO:
         try:
@@ -75,7 +163,7 @@ class FolderBucket(Bucket):
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise self._map(error) from error
 
     def size(self, name: str) -> int | None:
         try:
@@ -83,7 +171,7 @@ class FolderBucket(Bucket):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise self._map(error) from error
 
     def list(self, prefix: str = "") -> Iterator[str]:
         # Walk only the deepest folder that the prefix names.
@@ -99,7 +187,7 @@ class FolderBucket(Bucket):
         try:
             self._path(name).unlink(missing_ok=True)
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise self._map(error) from error
 
     def probe(self) -> None:
         temporary = self.root / TEMPORARY / uuid.uuid4().hex
@@ -109,7 +197,7 @@ class FolderBucket(Bucket):
             temporary.touch()
             temporary.unlink()
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise self._map(error) from error
 
     def arrow(self) -> tuple[FileSystem, str]:
         from pyarrow.fs import LocalFileSystem
@@ -136,15 +224,19 @@ class FolderBucket(Bucket):
                 f"Make the folder, or correct the site's bucket URL."
             ) from None
 
-    def _sync_folders(self, folder: Path) -> None:
-        # A new name is durable when its folder is; each new folder in turn needs its parent.
-        while folder.is_relative_to(self.root):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            folder = folder.parent
+    def _map(self, error: OSError) -> BucketError:
+        line = f"{self.url}: {error.strerror or error} ({error.filename or self.root})."
+        code = error.errno or 0
+        if cure := _REFUSALS.get(code):
+            return BucketRefused(f"{line} {cure}")
+        return BucketUnavailable(f"{line} {_CURES.get(code, '')}".rstrip())
 
-    def _unavailable(self, error: OSError) -> BucketUnavailable:
-        return BucketUnavailable(f"{self.url}: {error.strerror or error} ({error.filename})")
+
+def _sync(folder: str) -> int:
+    """Make the names in `folder` durable; return its inode."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_ino
+    finally:
+        os.close(descriptor)

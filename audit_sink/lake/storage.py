@@ -29,8 +29,10 @@ class Bucket(ABC):
     """One bucket. Thread-safe; made per process, never shared across a fork.
 
     Names are relative, with ``/`` between their parts. Every method may raise
-    :class:`~audit_sink.exceptions.BucketMissing` or
-    :class:`~audit_sink.exceptions.BucketUnavailable`.
+    :class:`~audit_sink.exceptions.BucketMissing`, :class:`~audit_sink.exceptions.BucketRefused` or
+    :class:`~audit_sink.exceptions.BucketUnavailable`, within BUCKET_TIMEOUT_SECONDS where a network
+    lies between. After any of them it is open whether `create` has stored its object: doing it
+    again with the same bytes is always right.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,0 +1,158 @@
+"""A hard end for calls over HTTP, however slowly the other side goes on answering.
+
+Time-outs of sockets bound the wait for the next byte, and a server that gives one byte a second is
+never late. So a call runs inside :func:`deadline`: when its time is over, its connections are shut
+down, whatever they are waiting for, and the retry policy finds no time left.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from requests import PreparedRequest, Response
+from requests.adapters import HTTPAdapter
+from requests.exceptions import ReadTimeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+
+class _Scope:
+    """One call's time, and the sockets that it uses."""
+
+    def __init__(self, seconds: float) -> None:
+        self._ends = time.monotonic() + seconds
+        self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._over = self._closed = False
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    @property
+    def left(self) -> float:
+        return self._ends - time.monotonic()
+
+    def watch(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._sockets.add(sock)
+            if self._over:
+                _shut(sock)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        with self._lock:
+            # From here on the sockets are another call's.
+            self._closed = True
+            self._sockets.clear()
+
+    def _expire(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._over = True
+                for sock in self._sockets:
+                    _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        # The plain socket beneath TLS: a goodbye would wait for an answer.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        # It has ended already.
+        pass
+
+
+_current = threading.local()
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """End what this thread does over a :class:`DeadlineAdapter` after `seconds`.
+
+    Inside another one, nothing changes: the outer one counts.
+    """
+    outer: _Scope | None = getattr(_current, "scope", None)
+    if outer is not None:
+        yield
+        return
+    _current.scope = scope = _Scope(seconds)
+    try:
+        yield
+    finally:
+        _current.scope = None
+        scope.close()
+
+
+def time_left(otherwise: float) -> float:
+    """Seconds until the deadline, 0 when it is past; `otherwise` where there is none."""
+    scope: _Scope | None = getattr(_current, "scope", None)
+    return otherwise if scope is None else max(0.0, scope.left)
+
+
+def _watch(sock: Any) -> None:
+    scope: _Scope | None = getattr(_current, "scope", None)
+    if scope is not None and isinstance(sock, socket.socket):
+        scope.watch(sock)
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _watch(self.sock)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        # A connection that is kept from an earlier call.
+        _watch(self.sock)
+        super().request(*args, **kwargs)
+
+
+class _TlsConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _watch(self.sock)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _watch(self.sock)
+        super().request(*args, **kwargs)
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class DeadlineAdapter(HTTPAdapter):
+    """Mounted on a session, it keeps the session's requests within :func:`deadline`."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
+
+    def send(
+        self,
+        request: PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> Response:
+        left = time_left(float("inf"))
+        if left <= 0:
+            raise ReadTimeout("the time for this call is over", request=request)
+        if left != float("inf"):
+            timeout = min(timeout, left) if isinstance(timeout, (int, float)) else left
+        return super().send(request, stream, timeout, verify, cert, proxies)
