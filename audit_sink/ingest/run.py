@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, transaction
@@ -225,8 +226,8 @@ class _Worker:
 
         known = claims.planned_poison(batch) if batch.planned else []
         table, poison = decode(found.kept, get_registry().schema, known)
-        ids = table.column("request_id").to_pylist()
-        keys = request_keys(batch.sink, ids)
+        names = (table.column(name).to_pylist() for name in ("request_id", "service_name"))
+        keys = request_keys(batch.sink, *names)
         with transaction.atomic():
             recorded = {item.offset for item in known}
             claims.plan(batch, [item for item in poison if item.offset not in recorded])
@@ -251,7 +252,14 @@ class _Worker:
             "start_offset": str(batch.start_offset),
             "end_offset": str(batch.end_offset),
         }
-        for part in encode(table, stem, level=conf.ZSTD_LEVEL, metadata=footer):
+        parts = encode(
+            table,
+            stem,
+            level=conf.ZSTD_LEVEL,
+            metadata=footer,
+            claimed=batch.claimed_at.astimezone(UTC).date(),
+        )
+        for part in parts:
             claims.renew(batch, now=self.clock())
             data, sha256 = part.data, part.sha256
             try:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..lake.layout import endpoint_slug, event_path, slug
-from ..lake.schema import DICTIONARY, SCHEMA_VERSION, lake_schema
+from ..lake.schema import BODIES, DICTIONARY, LOOKED_UP, SCHEMA_VERSION, lake_schema
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,34 @@ class Part:
     date: date
     endpoint: str
     rows: int
-    data: bytes
+    data: pa.Buffer
     sha256: str
     min_request_ts: datetime
     max_request_ts: datetime
 
 
-def encode(table: pa.Table, stem: str, *, level: int, metadata: dict[str, str]) -> Iterator[Part]:
+#: A day is a partition if it is at most this long before, or after, the day of its batch.
+_EARLIEST, _LATEST = timedelta(days=31), timedelta(days=1)
+#: So many other days may be partitions of one batch.
+MOST_ODD_DAYS = 8
+
+
+def encode(
+    table: pa.Table, stem: str, *, level: int, metadata: dict[str, str], claimed: date
+) -> Iterator[Part]:
     """Yield the files of `table`, each encoded when it is asked for.
 
     :param stem: names the files: `lake.layout.range_stem`.
     :param level: zstd level.
     :param metadata: goes into each footer, under ``audit.<name>``.
+    :param claimed: the day of the batch, where events go whose own clocks scatter them over more
+        days than MOST_ODD_DAYS.
     """
     if not len(table):
         return
     services = table.column("service_name").combine_chunks().dictionary_encode()
     endpoints = table.column("endpoint_name").combine_chunks().dictionary_encode()
-    days = table.column("request_ts").cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
+    days = _days(table.column("request_ts"), claimed)
     keyed = table.select(lake_schema().names).append_column("_service", _mapped(services, slug))
     keyed = keyed.append_column("_date", days).append_column(
         "_endpoint", _mapped(endpoints, endpoint_slug)
@@ -76,7 +86,26 @@ def encode(table: pa.Table, stem: str, *, level: int, metadata: dict[str, str]) 
         )
 
 
-def same_rows(left: bytes, right: bytes) -> bool:
+def _days(times: pa.ChunkedArray, claimed: date) -> pa.ChunkedArray:
+    """The day of each row's partition, which is its own unless clocks have gone mad.
+
+    A batch with rows of a thousand days would be a thousand files. The rows keep their times, and
+    a query finds them by those.
+    """
+    days = times.cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
+    earliest, latest = pc.min_max(days).as_py().values()
+    if earliest >= claimed - _EARLIEST and latest <= claimed + _LATEST:
+        return days
+    odd = pc.or_(
+        pc.less(days, pa.scalar(claimed - _EARLIEST)),
+        pc.greater(days, pa.scalar(claimed + _LATEST)),
+    )
+    if len(days.filter(odd).unique()) <= MOST_ODD_DAYS:
+        return days
+    return pc.if_else(odd, pa.scalar(claimed), days)
+
+
+def same_rows(left: bytes | pa.Buffer, right: bytes | pa.Buffer) -> bool:
     """Whether two files hold the same rows, though perhaps encoded by different libraries, or by
     a version of this one with fewer columns."""
     try:
@@ -96,7 +125,7 @@ def _mapped(column: pa.DictionaryArray, function) -> pa.Array:
     )
 
 
-def _to_parquet(rows: pa.Table, level: int, metadata: dict[str, str]) -> bytes:
+def _to_parquet(rows: pa.Table, level: int, metadata: dict[str, str]) -> pa.Buffer:
     footer = {"audit.schema_version": str(SCHEMA_VERSION)}
     footer |= {f"audit.{name}": value for name, value in metadata.items()}
     rows = rows.replace_schema_metadata(footer)
@@ -107,11 +136,14 @@ def _to_parquet(rows: pa.Table, level: int, metadata: dict[str, str]) -> bytes:
         compression="zstd",
         compression_level=level,
         use_dictionary=list(DICTIONARY),
-        write_statistics=True,
+        write_statistics=[name for name in rows.schema.names if name not in BODIES],
+        # Where a supplier's rows are within the file, and whether an id can be in it at all.
+        write_page_index=True,
+        bloom_filter_options={name: {"ndv": len(rows), "fpp": 0.01} for name in LOOKED_UP},
         # Engines older than this version's types are read by nobody's cluster any more.
         version="2.6",
         store_schema=True,
         write_page_checksum=True,
     ) as writer:
         writer.write_table(rows, row_group_size=100_000)
-    return sink.getvalue().to_pybytes()
+    return sink.getvalue()

@@ -32,6 +32,12 @@ DICTIONARY = (
     "headers.key_value.value",
 )
 
+#: Columns that nobody compares as a whole: their least and greatest values would only take room.
+BODIES = ("request_body", "response_body")
+
+#: Columns that are asked for by one exact value: their bloom filters say where it is not.
+LOOKED_UP = ("request_id", "trace_id")
+
 
 @functools.cache
 def avro_text() -> str:

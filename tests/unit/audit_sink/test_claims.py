@@ -89,7 +89,7 @@ def test_the_first_batch_to_record_an_id_owns_it_and_keeps_owning_it(lane: Lane)
     first, second = claimed(lane, 0, 10), claimed(lane, 10, 20)
     assert first is not None
     assert second is not None
-    a, b, c = request_keys("US", ["a", "b", "c"])
+    a, b, c = request_keys("US", ["a", "b", "c"], ["shop"] * 3)
     assert take_ownership(first, [a, b, a]) == [True, True, False]
     assert take_ownership(second, [b, c]) == [False, True]
     # Done again, in any order: the same answer.
@@ -99,7 +99,14 @@ def test_the_first_batch_to_record_an_id_owns_it_and_keeps_owning_it(lane: Lane)
 
 
 def test_ids_of_two_sites_are_different() -> None:
-    assert request_keys("US", ["a"]) != request_keys("CA", ["a"])
+    assert request_keys("US", ["a"], ["shop"]) != request_keys("CA", ["a"], ["shop"])
+
+
+def test_services_that_share_an_id_are_stored_each() -> None:
+    keys = request_keys("US", ["a", "a", "ab", "b", "a"], ["shop", "till", "c", "ca", "shop"])
+    assert len(set(keys)) == 4
+    assert keys[0] == keys[4]
+    assert {len(key) for key in keys} == {16}
 
 
 def test_many_ids_are_one_statement_and_one_question(
@@ -107,7 +114,7 @@ def test_many_ids_are_one_statement_and_one_question(
 ) -> None:
     batch = claimed(lane)
     assert batch is not None
-    keys = request_keys("US", [str(n) for n in range(2000)])
+    keys = request_keys("US", [str(n) for n in range(2000)], ["shop"] * 2000)
     with django_assert_max_num_queries(2):
         assert all(take_ownership(batch, keys))
     with django_assert_max_num_queries(2):

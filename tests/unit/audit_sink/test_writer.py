@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import date, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,8 @@ def table(count: int = 50, seed: int = 1) -> pa.Table:
 
 
 def parts(source: pa.Table, **options: Any) -> list[Part]:
-    return list(encode(source, "stem", **{"level": 3, "metadata": {"sink": "US"}, **options}))
+    given = {"level": 3, "metadata": {"sink": "US"}, "claimed": date(2023, 11, 15), **options}
+    return list(encode(source, "stem", **given))
 
 
 def test_the_order_of_arrival_does_not_change_a_byte() -> None:
@@ -88,3 +90,48 @@ def test_a_file_of_a_version_with_fewer_columns_holds_the_same_rows() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(rows.drop_columns(["seq"]).append_column("x", rows["seq"]), sink)
     assert not same_rows(sink.getvalue().to_pybytes(), one.data)
+
+
+def dated(days: list[int]) -> pa.Table:
+    """One row for each day, counted from the day of the batch."""
+    noon = 1_700_049_600_000_000
+    rows = [
+        body(request_id=f"{n:04}", request_ts=noon + day * 86_400_000_000)
+        for n, day in enumerate(days)
+    ]
+    return decode([record(n, row) for n, row in enumerate(rows)], schema_of)[0]
+
+
+def test_late_and_early_days_are_partitions() -> None:
+    days = [-400, -31, -1, 0, 1, 2, 300]
+    found = {part.date for part in parts(dated(days))}
+    assert found == {date(2023, 11, 15) + timedelta(days=day) for day in days}
+
+
+def test_mad_clocks_do_not_make_a_file_for_each_day() -> None:
+    odd = range(100, 200)
+    made = parts(dated([*odd, 0, -31, 1]))
+    assert {part.date for part in made} == {date(2023, 11, 15) + timedelta(d) for d in (0, -31, 1)}
+    rows = [row for part in made for row in pq.read_table(pa.BufferReader(part.data)).to_pylist()]
+    # Where they lie is all that changed.
+    times = {row["request_ts"].date() - date(2023, 11, 15) for row in rows}
+    assert {timedelta(days=day) for day in odd} <= times
+    assert len(rows) == len(odd) + 3
+
+
+def test_an_id_is_looked_up_and_a_body_is_not_compared() -> None:
+    (part,) = parts(table())
+    group = pq.ParquetFile(pa.BufferReader(part.data)).metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert columns["consumer_id"].has_column_index
+    assert not columns["request_body"].is_stats_set
+    assert columns["trace_id"].is_stats_set
+    assert len(part.data) > len(pq_without_filters(part))
+
+
+def pq_without_filters(part: Part) -> pa.Buffer:
+    """The file as it would be without what finds an id."""
+    out = pa.BufferOutputStream()
+    rows = pq.read_table(pa.BufferReader(part.data))
+    pq.write_table(rows, out, compression="zstd", compression_level=3, write_statistics=False)
+    return out.getvalue()
