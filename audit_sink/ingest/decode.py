@@ -1,8 +1,9 @@
 """Avro to Arrow, straight, with poison records set apart.
 
-Records are decoded in bulk by their writer's schema. When a bulk fails, or does not survive
-validation, it is halved until single records stand alone, and fastavro judges those: only what the
-reference implementation refuses too is poison.
+A record of JSON is taken as well, for people who write to the topic by hand: it must be what the
+publisher takes. Records are decoded in bulk by their writer's schema. When a bulk fails, or does
+not survive validation, it is halved until single records stand alone, and fastavro judges those:
+only what the reference implementation refuses too is poison.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import pyruhvro
 
 from audit_publisher.codec import FRAME_BYTES, split_frame
 from audit_publisher.eventlog.base import StoredRecord
-from audit_publisher.exceptions import CodecError, UnknownSchema
+from audit_publisher.exceptions import CodecError, InvalidEvent, UnknownSchema
+from audit_publisher.routing import Router
+from audit_publisher.serializers import parse_event
 
 from ..exceptions import PoisonRecord
 from ..lake.schema import avro_text, lake_schema
@@ -76,15 +79,36 @@ def _by_schema(
         prefix = value[:FRAME_BYTES]
         if prefix != same or add_offset is None or add_body is None:
             try:
+                value = _framed(record)
                 schema_id, _ = split_frame(value)
-            except CodecError as error:
-                poison.append(Poison(record.offset, "framing", _line(error)))
+            except PoisonRecord as error:
+                poison.append(Poison(record.offset, error.reason, _line(error)))
                 continue
+            prefix = value[:FRAME_BYTES]
             offsets, bodies = groups.setdefault(schema_id, ([], []))
             same, add_offset, add_body = prefix, offsets.append, bodies.append
         add_offset(record.offset)
         add_body(value[FRAME_BYTES:])
     return groups
+
+
+def _framed(record: StoredRecord) -> bytes:
+    """The value of a record in Confluent's framing; JSON, as local tools send it, is encoded.
+
+    :raises PoisonRecord: it is neither.
+    :raises RegistryError: the id of our schema is not known, and the registry does not tell it.
+    """
+    value = record.value
+    if value.lstrip()[:1] != b"{":
+        try:
+            split_frame(value)
+        except CodecError as error:
+            raise PoisonRecord("framing", _line(error)) from error
+        return value
+    try:
+        return Router({}, record.timestamp).to_record(parse_event(value))[1].value
+    except (InvalidEvent, CodecError, ValueError) as error:
+        raise PoisonRecord("json", _line(error)) from error
 
 
 def _writer_schema(schema_id: int, schema_of: Callable[[int], str]) -> str:

@@ -96,7 +96,8 @@ def test_records_of_an_older_schema_get_the_defaults_in_the_order_of_the_log() -
 
 
 POISON = {
-    "framing": (b"", b"\x01\0\0\0\1rest", b"\0\0", b'{"json": true}'),
+    "framing": (b"", b"\x01\0\0\0\1rest", b"\0\0"),
+    "json": (b'{"json": true}', b"  {"),
     "avro": (
         b"\0\0\0\0\1",
         record(0, body()[:30]).value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -521,3 +522,26 @@ def test_a_region_that_does_not_answer_leaves_the_other_one_going(
     world.publish(world.event())
     world.ingest()
     assert len(world.ids()) == 1
+
+
+# -- JSON in the log ----------------------------------------------------------------------------
+
+
+def test_json_that_somebody_wrote_to_the_topic_is_a_row(world: World) -> None:
+    event = world.event(method="get")
+    by_hand = json.dumps(event).encode()
+    (good,) = world.publish(world.event())
+    world.append(
+        [
+            Record(b" \n" + by_hand, b"k", good.headers),
+            Record(b'{"request_id": 1}', b"k", good.headers),
+            Record(b"{" + good.value, b"k", good.headers),
+        ]
+    )
+    world.ingest()
+    rows = {row["request_id"]: row for row in world.rows()}
+    assert len(rows) == 2
+    assert rows[event["request_id"]]["method"] == "GET"
+    reasons = DeadLetter.objects.values_list("reason", flat=True)
+    assert sorted(reasons) == ["json", "json"]
+    assert ledger_problems() == []
