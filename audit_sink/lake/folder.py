@@ -24,6 +24,8 @@ from .storage import Bucket
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+    from .storage import Data
+
 #: Beside the events, never among them: readers of the lake must not meet a half-written file.
 TEMPORARY = "_temporary"
 
@@ -63,11 +65,13 @@ class FolderBucket(Bucket):
         self._lock = threading.Lock()
         self._swept = False
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: Data) -> bool:
+        # Arrow's buffers hold signed bytes, which are not equal to the others.
+        view = memoryview(data).cast("B")
         target = str(self._path(name))
         folder = target.rpartition("/")[0]
         try:
-            temporary = self._write(data)
+            temporary = self._write(view)
             try:
                 # Create-only and atomic: of two writers one wins, and no reader sees a part.
                 self._link(temporary, target, folder)
@@ -75,7 +79,7 @@ class FolderBucket(Bucket):
                 Path(temporary).unlink(missing_ok=True)
             self._make_durable(folder)
         except FileExistsError:
-            if self.read(name) == data:
+            if self.read(name) == view:
                 # The writer before us may have died between its link and its sync.
                 self._make_durable(folder)
                 return False
@@ -87,8 +91,8 @@ class FolderBucket(Bucket):
             raise self._map(error) from error
         return True
 
-    def _write(self, data: bytes) -> str:
-        """Put `data` into a new file among the temporary ones, durably; return its path."""
+    def _write(self, rest: memoryview) -> str:
+        """Put `rest` into a new file among the temporary ones, durably; return its path."""
         if not self._swept:
             self._sweep()
         path = f"{self._temporary}/{uuid.uuid4().hex}"
@@ -102,7 +106,6 @@ class FolderBucket(Bucket):
             descriptor = os.open(path, flags, 0o666)
         try:
             try:
-                rest = memoryview(data)
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
                 os.fsync(descriptor)

@@ -42,6 +42,8 @@ from .storage import Bucket
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+    from .storage import Data
+
 EMULATOR = "STORAGE_EMULATOR_HOST"
 
 #: A larger object goes in parts of this size, in bytes, so that a cut costs one part. The library
@@ -58,7 +60,7 @@ _FAILURES = (
     OSError,
 )
 #: Reasons of a 403 that are no refusal: try again later.
-_TOO_MUCH = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"})
+_TOO_MUCH = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded")
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ class GcsBucket(Bucket):
         self._client = self._place.client
         self._bucket = self._client.bucket(self.bucket_name)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: Data) -> bool:
+        # The library copies them into its request in any case.
+        data = data if isinstance(data, bytes) else bytes(data)
         checksum = base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
         with deadline(self._timeout):
             try:
@@ -314,5 +318,7 @@ class GcsBucket(Bucket):
 
 
 def _rate_limited(error: google_errors.GoogleAPICallError) -> bool:
-    reasons = (each.get("reason") for each in error.errors if isinstance(each, Mapping))
-    return not _TOO_MUCH.isdisjoint(reasons)
+    # Of an upload, the library keeps the reason in the answer's text alone.
+    answer = error.response
+    said = f"{error.errors} {answer.text if answer is not None else ''}"
+    return any(reason in said for reason in _TOO_MUCH)

@@ -16,13 +16,17 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import urlsplit
 
 from ..exceptions import BucketMissing
 
 if TYPE_CHECKING:
+    from pyarrow import Buffer
     from pyarrow.fs import FileSystem
+
+    #: Bytes that need not be copied to be stored.
+    Data: TypeAlias = bytes | bytearray | memoryview | Buffer
 
 
 class Bucket(ABC):
@@ -42,7 +46,7 @@ class Bucket(ABC):
         return f"{type(self).__name__}({self.url!r})"
 
     @abstractmethod
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: Data) -> bool:
         """Store `data` as `name`, durably, unless there is such an object.
 
         :returns: True if it was created; False if an object with the same bytes was there, as

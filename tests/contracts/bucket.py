@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from audit_sink.exceptions import BucketMissing, ConflictError
@@ -29,6 +32,17 @@ class BucketContract:
         assert bucket.read(NAME) == b"data"
         assert bucket.size(NAME) == 4
         assert bucket.exists(NAME)
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, pa.py_buffer])
+    @pytest.mark.parametrize("data", [b"", bytes(range(256))], ids=["empty", "all"])
+    def test_bytes_of_any_kind_are_taken_and_compared(
+        self, bucket: Bucket, data: bytes, kind: Callable[[bytes], Any]
+    ) -> None:
+        assert bucket.create(NAME, kind(data)) is True
+        assert bucket.create(NAME, kind(data)) is False
+        with pytest.raises(ConflictError):
+            bucket.create(NAME, kind(data + b"!"))
+        assert bucket.read(NAME) == data
 
     def test_an_empty_object_is_an_object(self, bucket: Bucket) -> None:
         assert bucket.create(NAME, b"") is True
