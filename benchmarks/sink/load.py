@@ -45,10 +45,10 @@ def bodies(distinct: int = DISTINCT, spread: int = 0) -> list[tuple[bytes, bytes
 
 
 def _encoded(distinct: int, spread: int) -> Iterator[tuple[bytes, bytes]]:
+    import json
+
     from audit_publisher import codec
     from audit_publisher.serializers import parse_event, to_avro
-
-    import json
 
     write = codec.writer()
     for each in events.events(distinct, spread=spread):
@@ -77,7 +77,8 @@ def fill(
     from confluent_kafka import Producer
 
     there = bodies(spread=spread)
-    random_ = random.Random(seed)
+    # Not the stream that made the events: it would give their ids once more.
+    random_ = random.Random(f"ids {seed}")
     producer = Producer(
         {
             "bootstrap.servers": servers,

@@ -28,13 +28,11 @@ def main() -> None:
     import django
 
     django.setup()
-    from audit_sink.ingest import run
-    from audit_sink.ingest.schedule import lanes
-
     # What a worker imports on its first batch belongs to its start.
     import pyarrow.parquet  # noqa: F401
 
-    from audit_sink.ingest import decode, dedup, writer  # noqa: F401
+    from audit_sink.ingest import decode, dedup, run, writer  # noqa: F401
+    from audit_sink.ingest.schedule import lanes
 
     ready, before = time.time(), _cpu()
     profile = cProfile.Profile(time.process_time) if arguments.profile else None

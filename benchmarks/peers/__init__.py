@@ -1,0 +1,1 @@
+"""Other ways to get a topic into files, measured on the same topic as our sink."""
