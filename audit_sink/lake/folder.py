@@ -54,9 +54,10 @@ class FolderBucket(Bucket):
     are made too.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, path: str = "") -> None:
+        """`path` is the folder where `url` does not say it."""
         super().__init__(url)
-        self.root = Path(unquote(urlsplit(url).path))
+        self.root = Path(path or unquote(urlsplit(url).path))
         self._root = str(self.root)
         self._temporary = f"{self._root}/{TEMPORARY}"
         # Folder -> inode, of those whose name is durable, up to the root: only their own content

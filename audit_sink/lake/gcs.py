@@ -13,7 +13,7 @@ import base64
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
@@ -276,7 +276,8 @@ class GcsBucket(Bucket):
         except _FAILURES as error:
             raise self._map(error) from error
         # The expiry is UTC, and does not say so.
-        expiry = credentials.expiry and credentials.expiry.replace(tzinfo=UTC)
+        expiry = credentials.expiry or datetime.now(UTC) + timedelta(hours=1)
+        expiry = expiry.replace(tzinfo=UTC)
         return {"access_token": credentials.token, "credential_token_expiration": expiry}
 
     def _limits(self) -> dict[str, Any]:

@@ -7,7 +7,8 @@
         _temporary/                                    objects on their way (folders only)
 
 `file://` (a folder) is the embedded backend, `gs://` the production one; both pass the suite in
-``tests/contracts/bucket.py`` unchanged. :func:`get_bucket` opens one by its address.
+``tests/contracts/bucket.py`` unchanged. `storages://` names one of them by an entry of Django's
+STORAGES. :func:`get_bucket` opens one by its address.
 """
 
 from __future__ import annotations
@@ -103,6 +104,10 @@ def open_bucket(url: str) -> Bucket:
     :raises BucketMissing: `url` names no kind of bucket.
     """
     scheme = urlsplit(url).scheme
+    if scheme == "storages":
+        from .django_storages import open_entry
+
+        return open_entry(url)
     if scheme == "file":
         from .folder import FolderBucket
 
@@ -115,7 +120,10 @@ def open_bucket(url: str) -> Bucket:
                 f"{url} needs {error.name}. Run `pip install 'django-api-audit[gcs]'`."
             ) from error
         return GcsBucket(url)
-    raise BucketMissing(f"{url!r} is no bucket's address. Use file:///folder or gs://bucket.")
+    raise BucketMissing(
+        f"{url!r} is no bucket's address. Use file:///folder or gs://bucket, or storages://name "
+        f"for an entry of STORAGES."
+    )
 
 
 def get_bucket(url: str) -> Bucket:

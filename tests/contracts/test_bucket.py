@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from audit_sink.exceptions import BucketMissing, BucketUnavailable
+from audit_sink.conf import bucket_key, check_bucket_url
+from audit_sink.exceptions import BucketMissing, BucketRefused, BucketUnavailable
 from audit_sink.lake.storage import Bucket, get_bucket, open_bucket
 
-from .bucket import NAME, BucketContract
+from .bucket import LARGE, NAME, BucketContract
 
 
 class TestFolder(BucketContract):
@@ -82,6 +83,129 @@ class TestGcsBelowAPrefix(TestGcs):
         name = f"contract-{uuid.uuid4().hex}"
         gcs_server.create_bucket(name).blob("other/events/x").upload_from_string(b"not ours")
         return open_bucket(f"gs://{name}/audit/us")
+
+
+class TestFolderByStorages(TestFolder):
+    """The same folders, by the name of an entry of STORAGES."""
+
+    @pytest.fixture
+    def bucket(self, tmp_path: Path, settings: Any) -> Bucket:
+        settings.STORAGES = entry(FOLDER, location=str(tmp_path))
+        return open_bucket("storages://lake/bucket")
+
+    @pytest.fixture
+    def missing(self, tmp_path: Path, settings: Any) -> Bucket:
+        settings.STORAGES = entry(FOLDER, location=str(tmp_path / "no/such/mount"))
+        return open_bucket("storages://lake")
+
+
+class TestGcsByStorages(TestGcs):
+    """django-storages says where; objects are created once for each name all the same."""
+
+    @pytest.fixture
+    def bucket(self, gcs_server: Any, settings: Any) -> Bucket:
+        name = f"contract-{uuid.uuid4().hex}"
+        gcs_server.create_bucket(name).blob("other/events/x").upload_from_string(b"not ours")
+        settings.STORAGES = entry(GOOGLE, bucket_name=name, location="audit", file_overwrite=True)
+        return open_bucket("storages://lake/us")
+
+    @pytest.fixture
+    def missing(self, settings: Any) -> Bucket:
+        settings.STORAGES = entry(GOOGLE, bucket_name=f"missing-{uuid.uuid4().hex}")
+        return open_bucket("storages://lake")
+
+    def test_objects_lie_at_the_location_and_get_its_parameters(
+        self, gcs_server: Any, settings: Any
+    ) -> None:
+        name = f"contract-{uuid.uuid4().hex}"
+        there = gcs_server.create_bucket(name)
+        settings.GS_BUCKET_NAME, settings.GS_LOCATION = name, "company"
+        settings.GS_BLOB_CHUNK_SIZE = 256 << 10
+        parameters = {"cache_control": "no-store", "content_encoding": "gzip"}
+        settings.STORAGES = entry(GOOGLE, object_parameters=parameters, gzip=True)
+        bucket = open_bucket("storages://lake/us")
+        assert bucket.create("events/x", b"data") is True
+        assert bucket.create("events/large", LARGE) is True
+        assert [blob.name for blob in there.list_blobs()] == [
+            "company/us/events/large",
+            "company/us/events/x",
+        ]
+        blob = there.get_blob("company/us/events/x")
+        assert (blob.cache_control, blob.content_encoding) == ("no-store", None)
+        assert bucket.read("events/large") == LARGE
+
+
+FOLDER = "django.core.files.storage.FileSystemStorage"
+GOOGLE = "storages.backends.gcloud.GoogleCloudStorage"
+
+
+def entry(backend: str, **options: Any) -> dict[str, Any]:
+    return {"lake": {"BACKEND": backend, "OPTIONS": options}}
+
+
+def test_settings_of_django_storages_say_as_whom_a_bucket_is_used(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.oauth2.credentials import Credentials
+
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    general, particular = Credentials("general"), Credentials("particular")
+    settings.GS_CREDENTIALS, settings.GS_PROJECT_ID = general, "company"
+    options = {"credentials": particular, "project_id": "other", "bucket_name": "b"}
+    settings.STORAGES = entry(GOOGLE, **options)
+    for url, credentials, project in (
+        ("gs://b/us", general, "company"),
+        ("storages://lake/us", particular, "other"),
+    ):
+        bucket: Any = open_bucket(url)
+        assert bucket._client._credentials.token == credentials.token
+        assert bucket._client.project == project
+        assert (bucket.bucket_name, bucket.prefix) == ("b", "us/")
+        # Readers come as the same.
+        filesystem, prefix = bucket.arrow()
+        assert prefix == "b/us/"
+        assert bucket._token(credentials)["access_token"] == credentials.token
+        assert filesystem.type_name == "gcs"
+
+
+def test_no_credentials_is_a_refusal_that_names_its_cure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
+    with pytest.raises(BucketRefused, match=r"GS_CREDENTIALS.*nothing\.json"):
+        open_bucket("gs://somebody")
+
+
+@pytest.mark.parametrize(
+    ("url", "backend", "options", "cure"),
+    [
+        ("storages://nothing", FOLDER, {}, "no entry 'nothing'"),
+        ("storages://lake", GOOGLE, {}, "names no bucket"),
+        ("storages://lake", GOOGLE, {"bucket_name": "b", "x": 1}, "Invalid setting"),
+        ("storages://lake", "no.such.Storage", {}, "cannot be used"),
+        ("storages://lake", "django.core.files.storage.InMemoryStorage", {}, "once for each name"),
+    ],
+)
+def test_an_entry_that_cannot_hold_a_lake_is_refused(
+    url: str, backend: str, options: dict[str, Any], cure: str, settings: Any
+) -> None:
+    settings.STORAGES = entry(backend, **options)
+    with pytest.raises(BucketMissing, match=cure):
+        open_bucket(url)
+
+
+def test_an_entry_and_an_address_of_one_place_are_one(settings: Any, tmp_path: Path) -> None:
+    settings.STORAGES = {
+        **entry(GOOGLE, bucket_name="b", location="audit/"),
+        "disk": {"BACKEND": FOLDER, "OPTIONS": {"location": str(tmp_path)}},
+    }
+    assert bucket_key("storages://lake/us") == bucket_key("gs://b/audit/us")
+    assert bucket_key("storages://disk") == bucket_key(f"file://{tmp_path}/")
+    assert bucket_key("storages://nothing") == "storages://nothing"
+    check_bucket_url("storages://disk/us")
+    with pytest.raises(ValueError, match="no entry 'nothing'"):
+        check_bucket_url("storages://nothing")
 
 
 def test_a_bucket_is_opened_once_in_a_process(tmp_path: Path) -> None:
