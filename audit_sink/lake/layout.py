@@ -20,22 +20,30 @@ KEYS = ("service", "date", "endpoint")
 #: Longest slug, in characters.
 MAX_SLUG = 64
 
-_SLUG = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
+# No capitals: on a disk that does not tell Iac from iac, two values would share a folder, and their
+# files names. No dot at the end: some disks drop it.
+_SLUG = re.compile(r"[a-z](?:[a-z0-9._-]*[a-z0-9_-])?\Z")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]+")
 # Engines take these for a value of another type, or for the lack of one.
-_RESERVED = frozenset({"null", "none", "nan", "inf", "infinity", "true", "false", "nat", "na"})
+_RESERVED = frozenset(
+    {
+        *("null", "none", "nan", "nat", "na", "inf", "infinity", "true", "false"),
+        *("epoch", "now", "today", "tomorrow", "yesterday"),
+    }
+)
 _HASH_CHARACTERS = 8
 
 
 def slug(value: str) -> str:
     """Return `value` as a partition value; unaltered when it is one, else with a short hash.
 
-    Two different values never give the same slug, short of a hash collision.
+    Two different values never give the same slug, nor slugs that differ by case alone, short of a
+    hash collision; and that would put two services into one folder, no more.
     """
     if (
         _SLUG.match(value)
         and len(value) <= MAX_SLUG
-        and value.lower() not in _RESERVED
+        and value not in _RESERVED
         and not _looks_hashed(value)
     ):
         return value
