@@ -6,6 +6,7 @@ files. One file is encoded at a time, so that memory is bounded by one batch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,12 +65,9 @@ def encode(
     # Sorted by consumer and time, a supplier's rows lie together. The id makes the order total.
     order = [*keys, "consumer_id", "request_ts", "request_id"]
     keyed = keyed.take(pc.sort_indices(keyed, sort_keys=[(name, "ascending") for name in order]))
-    lengths = keyed.group_by(list(keys), use_threads=False).aggregate([([], "count_all")])
-    start = 0
-    for group in lengths.to_pylist():
-        rows = keyed.slice(start, group["count_all"])
-        start += group["count_all"]
-        service, day, endpoint = (group[name] for name in keys)
+    for start, end in _runs([keyed.column(name) for name in keys]):
+        rows = keyed.slice(start, end - start)
+        service, day, endpoint = (rows.column(name)[0].as_py() for name in keys)
         path = event_path(service, day, endpoint, stem)
         data = _to_parquet(rows.select(lake_schema().names), level, metadata)
         times = pc.min_max(rows.column("request_ts")).as_py()
@@ -84,6 +82,19 @@ def encode(
             min_request_ts=times["min"],
             max_request_ts=times["max"],
         )
+
+
+def _runs(columns: list[pa.ChunkedArray]) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each run of rows that are equal in all `columns`, which are sorted.
+
+    Not with `group_by`: it gives groups in an order of its own, though never told to thread.
+    """
+    differs = [pc.not_equal(column[1:], column[:-1]) for column in columns]
+    ends = pc.indices_nonzero(functools.reduce(pc.or_, differs)).to_pylist()
+    start = 0
+    for end in (*(end + 1 for end in ends), len(columns[0])):
+        yield start, end
+        start = end
 
 
 def _days(times: pa.ChunkedArray, claimed: date) -> pa.ChunkedArray:

@@ -128,3 +128,29 @@ def test_an_id_is_looked_up_and_a_body_is_not_compared() -> None:
     assert columns["trace_id"].is_stats_set
     filtered = {name for name, column in columns.items() if column.bloom_filter_length}
     assert filtered == {"request_id", "trace_id"}
+
+
+def test_each_row_lies_in_the_partition_of_its_names() -> None:
+    from audit_sink.lake.layout import endpoint_slug, slug
+
+    random_names = random.Random(5)
+    for count in (1, 2, 5, 20, 300):
+        names = [f"s{random_names.randrange(10**6)}" for _ in range(count)]
+        rows = [
+            body(
+                request_id=f"{n:04}",
+                service_name=name,
+                endpoint_name=f"{random_names.choice(names)}/v1",
+            )
+            for n, name in enumerate(names * 3)
+        ]
+        source = decode([record(n, row) for n, row in enumerate(rows)], schema_of)[0]
+        found = parts(source)
+        assert sum(part.rows for part in found) == len(rows)
+        assert len({part.path for part in found}) == len(found)
+        for part in found:
+            held = pq.read_table(pa.BufferReader(part.data))
+            assert {slug(name) for name in held["service_name"].to_pylist()} == {part.service}
+            endpoints = {endpoint_slug(name) for name in held["endpoint_name"].to_pylist()}
+            assert endpoints == {part.endpoint}
+            assert len(held) == part.rows
