@@ -11,7 +11,8 @@ import time
 from tests.services.base import Service, start_all, stop_all
 from tests.services.catalog import CATALOG, resolve
 from tests.services.errors import ServiceError, Unavailable
-from tests.services.install import Program
+from tests.services.install import JAVA, Program
+from tests.services.spark import SPARK
 
 
 def say(line: str) -> None:
@@ -77,8 +78,11 @@ def _state(program: Program) -> tuple[str, str]:
 
 
 def _programs(services: list[Service]) -> list[Program]:
-    """Each program once, in order."""
-    return list(dict.fromkeys(program for service in services for program in service.programs))
+    """Each program once, in order; with all services, also what tests run without a server."""
+    found = [program for service in services for program in service.programs]
+    if len(services) == len(CATALOG):
+        found += [JAVA, SPARK]
+    return list(dict.fromkeys(found))
 
 
 COMMANDS = {"install": install, "up": up, "check": check}
