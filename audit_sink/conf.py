@@ -14,7 +14,7 @@ from django.dispatch import receiver
 from audit_logging.options import AppSettings, option
 
 #: Schemes a bucket's address may have; `lake.storage` opens them.
-BUCKET_SCHEMES = ("file", "gs")
+BUCKET_SCHEMES = ("file", "gs", "storages")
 
 
 def _default_data_dir() -> Path:
@@ -28,16 +28,32 @@ def check_bucket_url(url: str) -> None:
     """
     parts = urlsplit(url)
     if parts.scheme not in BUCKET_SCHEMES:
-        raise ValueError(f"{url!r} is no bucket's address. Use file:///folder or gs://bucket.")
+        raise ValueError(
+            f"{url!r} is no bucket's address. Use file:///folder or gs://bucket, or "
+            f"storages://name for an entry of STORAGES."
+        )
     if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
         raise ValueError(f"{url!r} is not absolute. Use three slashes: file:///folder.")
     if parts.scheme == "gs" and not parts.netloc:
         raise ValueError(f"{url!r} names no bucket. Use gs://bucket or gs://bucket/prefix.")
+    if parts.scheme == "storages" and parts.netloc not in settings.STORAGES:
+        raise ValueError(
+            f"STORAGES has no entry {parts.netloc!r}, only {', '.join(sorted(settings.STORAGES))}."
+        )
 
 
 def bucket_key(url: str) -> str:
     """`url` in one spelling: two addresses of the same place are equal."""
     parts = urlsplit(url)
+    if parts.scheme == "storages":
+        from .exceptions import BucketMissing
+        from .lake.django_storages import address
+
+        try:
+            parts = urlsplit(address(url))
+        except BucketMissing:
+            # It points nowhere; what uses it says so.
+            pass
     path = posixpath.normpath(f"/{parts.path.lstrip('/')}")
     return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/")
 
