@@ -7,6 +7,9 @@ down, whatever they are waiting for, and the retry policy finds no time left.
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import os
 import socket
 import threading
 import time
@@ -25,17 +28,16 @@ class _Scope:
     """One call's time, and the sockets that it uses."""
 
     def __init__(self, seconds: float) -> None:
-        self._ends = time.monotonic() + seconds
+        self.ends = time.monotonic() + seconds
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._over = self._closed = False
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-        self._timer.start()
+        self._over = False
+        self.closed = False
+        _watchdog.add(self)
 
     @property
     def left(self) -> float:
-        return self._ends - time.monotonic()
+        return self.ends - time.monotonic()
 
     def watch(self, sock: socket.socket) -> None:
         with self._lock:
@@ -44,15 +46,14 @@ class _Scope:
                 _shut(sock)
 
     def close(self) -> None:
-        self._timer.cancel()
         with self._lock:
             # From here on the sockets are another call's.
-            self._closed = True
+            self.closed = True
             self._sockets.clear()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
         with self._lock:
-            if not self._closed:
+            if not self.closed:
                 self._over = True
                 for sock in self._sockets:
                     _shut(sock)
@@ -67,7 +68,52 @@ def _shut(sock: socket.socket) -> None:
         pass
 
 
+class _Watchdog:
+    """Ends scopes in time: one thread for all, which a call that ends in time does not wake."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, _Scope]] = []
+        self._number = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, scope: _Scope) -> None:
+        with self._changed:
+            heapq.heappush(self._waiting, (scope.ends, next(self._number), scope))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="bucket-deadlines")
+                self._thread.daemon = True
+                self._thread.start()
+            elif self._waiting[0][2] is scope:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            self._next().expire()
+
+    def _next(self) -> _Scope:
+        """Wait for a scope whose time is over, and take it out."""
+        with self._changed:
+            while True:
+                while self._waiting and self._waiting[0][2].closed:
+                    heapq.heappop(self._waiting)
+                left = self._waiting[0][2].left if self._waiting else None
+                if left is not None and left <= 0:
+                    return heapq.heappop(self._waiting)[2]
+                self._changed.wait(left)
+
+
+_watchdog = _Watchdog()
 _current = threading.local()
+
+
+def _forked() -> None:
+    # The thread has stayed with the parent.
+    global _watchdog
+    _watchdog = _Watchdog()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager
