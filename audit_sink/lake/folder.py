@@ -117,11 +117,12 @@ class FolderBucket(Bucket):
             raise
         return path
 
-    @staticmethod
-    def _link(temporary: str, target: str, folder: str) -> None:
+    def _link(self, temporary: str, target: str, folder: str) -> None:
         try:
             os.link(temporary, target)
         except FileNotFoundError:
+            # A disk may give a folder that is made anew the inode of the one before.
+            self._known.pop(folder, None)
             os.makedirs(folder, exist_ok=True)  # noqa: PTH103
             os.link(temporary, target)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,48 @@ class TestFolder(BucketContract):
         assert seen[0] == []
         assert seen[-1] == [NAME]
         assert list((tmp_path / "bucket" / "_temporary").iterdir()) == []
+
+    def test_every_new_folder_is_synced_and_a_known_one_not_again(
+        self, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root, synced = tmp_path / "bucket", []
+
+        def fsync(descriptor: int) -> None:
+            inode = os.fstat(descriptor).st_ino
+            for path in (root, *root.rglob("*")):
+                if path.is_dir() and path.stat().st_ino == inode:
+                    synced.append(path.relative_to(root).as_posix())
+
+        def created(name: str) -> list[str]:
+            synced.clear()
+            assert bucket.create(name, b"data") is True
+            return synced.copy()
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        assert created("events/a/b/1") == ["events/a/b", "events/a", "events", "."]
+        assert created("events/a/b/2") == ["events/a/b"]
+        assert created("events/a/c/1") == ["events/a/c", "events/a", "events", "."]
+        # Made by a writer that may have died before its sync.
+        (root / "events/d").mkdir()
+        assert created("events/d/1") == ["events/d", "events", "."]
+        # Gone, and made anew: what was known of it counts no more.
+        shutil.rmtree(root / "events/a")
+        assert created("events/a/b/3") == ["events/a/b", "events/a", "events", "."]
+        # Created by another, who may not have synced: equal bytes are success when durable.
+        synced.clear()
+        assert bucket.create("events/a/b/3", b"data") is False
+        assert synced == ["events/a/b"]
+
+    def test_what_a_killed_writer_left_is_removed_when_it_is_old(
+        self, bucket: Bucket, tmp_path: Path
+    ) -> None:
+        temporary = tmp_path / "bucket/_temporary"
+        temporary.mkdir(parents=True)
+        for name, age in (("old", 90_000), ("new", 1_000)):
+            (temporary / name).write_bytes(b"half")
+            os.utime(temporary / name, (time.time() - age,) * 2)
+        bucket.create(NAME, b"data")
+        assert [path.name for path in temporary.iterdir()] == ["new"]
 
     def test_a_name_cannot_leave_the_bucket(self, bucket: Bucket) -> None:
         for name in ("../outside", "events/../../outside", "/etc/outside"):
