@@ -42,6 +42,8 @@ class SiteAdmin(admin.ModelAdmin):
     )
     list_filter = ("paused",)
     search_fields = ("code", "name", "site_id")
+    # Kept, but nothing heeds them yet: a switch without effect would be trusted.
+    exclude = ("errors_tolerance", "dead_letter_limit")
     readonly_fields = ("bucket_in_use", "last_error", "last_error_at")
     actions = ("pause", "resume")
 

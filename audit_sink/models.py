@@ -37,6 +37,12 @@ class Site(models.Model):
         EARLIEST = "earliest", "the oldest record kept"
         LATEST = "latest", "records that come from now on"
 
+    class Tolerance(models.TextChoices):
+        """What a record that cannot be stored does to its site."""
+
+        ALL = "all", "dead-letter the record and go on"
+        NONE = "none", "stop the site before the record"
+
     code = models.CharField(
         max_length=16,
         unique=True,
@@ -71,6 +77,20 @@ class Site(models.Model):
     start_from = models.CharField(
         max_length=8, choices=StartFrom.choices, default=StartFrom.EARLIEST
     )
+    errors_tolerance = models.CharField(
+        max_length=4,
+        choices=Tolerance.choices,
+        default=Tolerance.ALL,
+        help_text="What a record that cannot be stored does to the site.",
+    )
+    dead_letter_limit = models.PositiveIntegerField(
+        default=1_000,
+        help_text="Open dead letters at which the site stops. 0: no limit.",
+    )
+    stopped_reason = models.TextField(
+        blank=True, editable=False, help_text="Why the site stopped itself; empty while it runs."
+    )
+    stopped_at = models.DateTimeField(null=True, blank=True, editable=False)
     last_error = models.TextField(blank=True, editable=False)
     last_error_at = models.DateTimeField(null=True, blank=True, editable=False)
 
@@ -261,18 +281,36 @@ class LakeFile(models.Model):
 
 
 class DeadLetter(models.Model):
-    """Where a poison record stood in the log, and why it was not stored."""
+    """Where a poison record stood in the log, why it was not stored, and what became of it."""
+
+    class State(models.TextChoices):
+        """A letter is open, then for good one of the others."""
+
+        OPEN = "open", "open"
+        REDRIVEN = "redriven", "put back to its topic"
+        DISCARDED = "discarded", "given up"
 
     batch = models.ForeignKey(Batch, on_delete=models.PROTECT, related_name="poison")
     offset = models.BigIntegerField()
     reason = models.CharField(max_length=16)
     message = models.CharField(max_length=500)
+    copy_partition = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Partition of the dead-letter topic with the copy."
+    )
+    copy_offset = models.BigIntegerField(
+        null=True, blank=True, help_text="Offset of the copy; empty: not known."
+    )
+    state = models.CharField(max_length=9, choices=State.choices, default=State.OPEN)
+    settled_at = models.DateTimeField(null=True, blank=True)
+    settled_by = models.CharField(max_length=150, blank=True, help_text="Who settled it.")
+    note = models.CharField(max_length=500, blank=True, help_text="Why it was settled.")
 
     class Meta:
         ordering = ["-id"]
         constraints = [
             models.UniqueConstraint(fields=["batch", "offset"], name="audit_sink_one_letter")
         ]
+        indexes = [models.Index(fields=["state", "batch"], name="audit_sink_letter_state")]
 
     def __str__(self) -> str:
         return f"{self.batch} @{self.offset}: {self.reason}"
