@@ -2,7 +2,7 @@
 
 E001  an option of AUDIT_SINK is wrong
 W001  two sites would write to one bucket
-W002  a claim's lease is over before a slow bucket has answered
+W002  is not given any more: a lease outlasts a slow bucket
 """
 
 from __future__ import annotations
@@ -20,22 +20,6 @@ def check_options(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(f"{problem.setting}: {problem.message}", hint=problem.cure, id="audit_sink.E001")
         for problem in conf.problems()
-    ]
-
-
-@register("audit_sink")
-def check_lease(**kwargs: Any) -> list[CheckMessage]:
-    """A worker that waits for a bucket keeps its claim."""
-    if conf.problems() or conf.LEASE_SECONDS > conf.BUCKET_TIMEOUT_SECONDS:
-        return []
-    return [
-        Warning(
-            f"AUDIT_SINK_LEASE_SECONDS is {conf.LEASE_SECONDS:g}, and one call to a bucket may "
-            f"take AUDIT_SINK_BUCKET_TIMEOUT_SECONDS, {conf.BUCKET_TIMEOUT_SECONDS:g}: the claim "
-            f"of a slow upload is taken over and its work done again.",
-            hint="Make AUDIT_SINK_LEASE_SECONDS twice AUDIT_SINK_BUCKET_TIMEOUT_SECONDS.",
-            id="audit_sink.W002",
-        )
     ]
 
 

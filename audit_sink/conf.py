@@ -89,8 +89,7 @@ class SinkSettings(AppSettings):
     )
     BUCKET_TIMEOUT_SECONDS: float = option(
         30.0,
-        "How long one call to a bucket may take, retries included. Keep it shorter than "
-        "LEASE_SECONDS: a worker that waits for a bucket gives no sign of life.",
+        "How long one call to a bucket may take, retries included.",
         unit="seconds",
         minimum=1,
     )
@@ -118,9 +117,10 @@ class SinkSettings(AppSettings):
         minimum=0,
     )
     LEASE_SECONDS: float = option(
-        60.0,
+        6.0,
         "How long a worker's claim stands without a sign of life; then another redoes its range. "
-        "Keep it longer than BUCKET_TIMEOUT_SECONDS.",
+        "A worker gives three signs in that time, whatever it waits for. The clocks of the "
+        "workers' hosts must agree better than that.",
         unit="seconds",
         minimum=1,
     )

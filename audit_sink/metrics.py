@@ -70,8 +70,7 @@ STALLED = Gauge(
 )
 BATCH_SECONDS = Histogram(
     "audit_sink_batch_seconds",
-    "Time from claim to ledger of one batch. Close to LEASE_SECONDS: make batches smaller or the "
-    "lease longer.",
+    "Time from claim to ledger of one batch.",
     ("sink",),
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )

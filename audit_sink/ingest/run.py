@@ -26,6 +26,7 @@ from ..models import UNROUTABLE, Batch, LakeFile, Lane, Site
 from . import Clock, claims, dead_letter
 from .claims import Counts, Poison
 from .failures import record_failure, record_success
+from .lease import kept
 from .reader import Range, read_range
 from .schedule import lanes
 from .sites import SiteFilter
@@ -138,7 +139,8 @@ class _Worker:
             batch = claimed
         try:
             failpoint("after_claim")
-            outcome.rows += self._store(batch, found or self._read_again(batch))
+            with kept(batch, self.clock):
+                outcome.rows += self._store(batch, found or self._read_again(batch))
         except Exception as error:
             if not isinstance(error, DatabaseError):
                 claims.release(batch)

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which somebody else may look for work, though the last one has not ended.
 _TICK_SECONDS = 10.0
+#: Seconds after which a task that no worker has begun counts as lost. A worker that begins it makes
+#: that a lease.
+_QUEUED_SECONDS = 60.0
 
 #: What is known of this process's regions. One that is opened anew, after a fork or another
 #: configuration, is a new object and begins with a clean slate.
@@ -119,7 +122,7 @@ def due_lanes(clock: Clock = time.time) -> Iterator[Lane]:
         if now < lane.due_at and not full:
             continue
         marked = Lane.objects.filter(Q(busy_until__lte=now), pk=lane.pk).update(
-            busy_until=now + conf.LEASE_SECONDS
+            busy_until=now + _QUEUED_SECONDS
         )
         if marked:
             yield lane

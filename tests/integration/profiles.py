@@ -91,8 +91,7 @@ class Embedded(Profile):
         pass
 
     def project(self) -> dict[str, str]:
-        # A worker that was killed is waited for no longer than its lease.
-        return {"AUDIT_SINK_LEASE_SECONDS": "10", "AUDIT_SINK_BUCKET_TIMEOUT_SECONDS": "5"}
+        return {"AUDIT_SINK_BUCKET_TIMEOUT_SECONDS": "5"}
 
     def service(self) -> dict[str, str]:
         return self._service

@@ -12,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.urls import reverse
 
-from audit_sink.checks import check_buckets, check_lease, check_options
+from audit_sink.checks import check_buckets, check_options
 from audit_sink.conf import SinkSettings, conf
 from audit_sink.models import Batch, LakeFile, Lane, Site
 from audit_sink.status import human_bytes, human_seconds
@@ -54,16 +54,6 @@ def test_a_wrong_option_is_a_failed_check(settings: Any) -> None:
     (error,) = check_options()
     assert error.id == "audit_sink.E001"
     assert error.hint == "Use 0 or more."
-
-
-def test_a_lease_shorter_than_a_call_to_a_bucket_is_a_warning(settings: Any) -> None:
-    assert check_lease() == []
-    settings.AUDIT_SINK = {"LEASE_SECONDS": 30, "BUCKET_TIMEOUT_SECONDS": 30}
-    (warning,) = check_lease()
-    assert warning.id == "audit_sink.W002"
-    assert "AUDIT_SINK_LEASE_SECONDS" in warning.hint
-    settings.AUDIT_SINK = {"LEASE_SECONDS": "long"}
-    assert check_lease() == []
 
 
 def test_two_sites_in_one_bucket_are_a_warning() -> None:

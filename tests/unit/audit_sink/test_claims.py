@@ -11,6 +11,7 @@ from django.db import IntegrityError, transaction
 from audit_logging.breaker import Breaker
 from audit_publisher.eventlog import get_region
 from audit_publisher.exceptions import RegionUnavailable, UnknownTopic
+from audit_sink.conf import conf
 from audit_sink.exceptions import ClaimLost
 from audit_sink.ingest import claims, schedule
 from audit_sink.ingest.claims import Counts, Poison
@@ -56,7 +57,7 @@ def test_a_claim_is_taken_over_when_its_lease_ran_out_and_the_former_owner_is_fe
 ) -> None:
     old = claimed(lane)
     assert old is not None
-    assert claims.take_over(old, owner="b", now=NOW + 59) is None
+    assert claims.take_over(old, owner="b", now=NOW + conf.LEASE_SECONDS - 1) is None
     new = claims.take_over(old, owner="b", now=NOW + 60)
     assert new is not None
     assert (new.owner, new.fence) == ("b", 2)
@@ -71,7 +72,7 @@ def test_a_claim_is_taken_over_when_its_lease_ran_out_and_the_former_owner_is_fe
             attempt()
     claims.release(old)
     claims.renew(new, now=NOW + 100)
-    assert Batch.objects.get().lease_expires == NOW + 160
+    assert Batch.objects.get().lease_expires == NOW + 100 + conf.LEASE_SECONDS
 
 
 def test_a_done_claim_stays_done(lane: Lane) -> None:
