@@ -1,4 +1,5 @@
-"""`python -m benchmarks.peers`: our sink, Iceberg's and a bare loop, on the same topic in one run."""
+"""`python -m benchmarks.peers`: our sink, Iceberg's and a bare loop, on the same topic in one
+run."""
 
 from __future__ import annotations
 
@@ -116,7 +117,8 @@ def restart(servers: Stack, count: int) -> str:
         took = time.monotonic() - began
         _until(lambda: server.rows() >= count, server, 300)
         time.sleep(11)
-        return f"{took:.1f} s until it wrote again (killed at {at:,}; {server.rows():,} rows in the end)"
+        rows = server.rows()
+        return f"{took:.1f} s until it wrote again (killed at {at:,}; {rows:,} rows in the end)"
     finally:
         server.stop()
         _forget(servers)
