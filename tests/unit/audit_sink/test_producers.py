@@ -109,7 +109,7 @@ def test_one_that_cannot_be_read_is_a_dead_letter_and_stops_nobody(world: World)
     say(world, producer_epoch="e1", seq=8)
     world.ingest()
     assert Producer.objects.get().seq == 8
-    assert set(DeadLetter.objects.values_list("reason", flat=True)) == {"framing"}
+    assert set(DeadLetter.objects.values_list("reason", flat=True)) == {"framing", "json"}
     assert len(world.letters()) == 4
     assert ledger_problems() == []
 
